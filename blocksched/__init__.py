@@ -1,0 +1,18 @@
+"""blocksched: train only the blocks that still matter."""
+
+from blocksched.blocks import Blocks, find_blocks
+from blocksched.schedules import DynamicSuffix, FullUpdate, Plan, Progress, Reading, StaticSuffix
+from blocksched.scheduler import BlockScheduler
+
+__all__ = [
+    "BlockScheduler",
+    "Blocks",
+    "DynamicSuffix",
+    "FullUpdate",
+    "Plan",
+    "Progress",
+    "Reading",
+    "StaticSuffix",
+    "find_blocks",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,177 @@
+"""Finds a model's blocks, its stem and its head."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A model taken apart. Only parameters that were trainable when it was taken apart count.
+
+    Attributes:
+        names: qualified name of each block, block 0 (nearest the input) first.
+        modules: the blocks.
+        parameters: trainable parameters of each block.
+        stem: trainable parameters of what comes before block 0.
+        head: trainable parameters of what comes after the last block, and weights tied to it.
+        stem_modules: qualified name and module of each module that holds a stem parameter.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    parameters: tuple[tuple[nn.Parameter, ...], ...]
+    stem: tuple[nn.Parameter, ...]
+    head: tuple[nn.Parameter, ...]
+    stem_modules: tuple[tuple[str, nn.Module], ...]
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __repr__(self) -> str:
+        stem = ", ".join(name or "the model itself" for name, _ in self.stem_modules) or "nothing"
+        return (
+            f"{len(self)} blocks {self.names[0]} .. {self.names[-1]}; stem: {stem}; "
+            f"head: {len(self.head)} parameter tensors"
+        )
+
+
+def find_blocks(
+    model: nn.Module,
+    blocks: str | Sequence[nn.Module] | None = None,
+    stem: Sequence[str | nn.Module | nn.Parameter] | None = None,
+) -> Blocks:
+    """Take a model apart into stem, blocks and head.
+
+    The blocks are the longest nn.ModuleList or nn.Sequential of modules of one class, lists inside
+    a block left aside. The stem is what the model registers before them (embeddings, usually), the
+    head everything else; a weight tied between the two is the head's.
+
+    Args:
+        model: any module.
+        blocks: the blocks instead, in the order they run: the name of the list ("model.layers")
+            or the modules.
+        stem: the stem instead: names, modules or parameters of it. For models that register their
+            parts in another order than they run them.
+
+    Raises:
+        ValueError: no list of blocks, several equally long ones, a parameter in two blocks or in a
+            block and outside, or a name that the model does not have.
+    """
+    chosen = _chosen(model, blocks) if blocks is not None else _longest(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    owner = _owners(chosen, names)
+    inside = {id(inner) for block in chosen for inner in block.modules()}
+    before: set[int] = set()
+    after: set[int] = set()
+    reached = False
+    for module in model.modules():
+        reached = reached or module is chosen[0]
+        if id(module) in inside:
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in owner:
+                raise ValueError(
+                    f"parameter {names[id(module)]}.{name} is also in block "
+                    f"{owner[id(parameter)]}: a block cannot be frozen apart from weights it "
+                    "shares; untie them"
+                )
+            (after if reached else before).add(id(parameter))
+    if stem is None:
+        stem_ids = before - after
+    else:
+        stem_ids = {id(p) for part in stem for p in _stem_part(model, part)}
+    outside = [p for p in model.parameters() if id(p) not in owner and p.requires_grad]
+    return Blocks(
+        names=tuple(names[id(block)] for block in chosen),
+        modules=tuple(chosen),
+        parameters=tuple(tuple(p for p in b.parameters() if p.requires_grad) for b in chosen),
+        stem=tuple(p for p in outside if id(p) in stem_ids),
+        head=tuple(p for p in outside if id(p) not in stem_ids),
+        stem_modules=tuple(
+            (name, module)
+            for name, module in model.named_modules()
+            if any(id(p) in stem_ids for p in module.parameters(recurse=False))
+        ),
+    )
+
+
+def _longest(model: nn.Module) -> list[nn.Module]:
+    candidates: dict[str, list[nn.Module]] = {}
+    inside: set[int] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or id(module) in inside:
+            continue
+        children = list(module)
+        alike = len({type(child) for child in children}) == 1
+        if len(children) >= 2 and alike and any(True for _ in module.parameters()):
+            candidates[name] = children
+            inside |= {id(inner) for child in children for inner in child.modules()}
+    most = max(map(len, candidates.values()), default=0)
+    longest = [name for name, children in candidates.items() if len(children) == most]
+    if len(longest) == 1:
+        return candidates[longest[0]]
+    if not longest:
+        raise ValueError(
+            "found no list of two or more modules of one class: pass blocks= with the name of the "
+            "list, or with the modules in the order they run"
+        )
+    raise ValueError(
+        f"found several lists of {most} blocks ({', '.join(longest)}): pass blocks= with the name "
+        "of the one to schedule"
+    )
+
+
+def _chosen(model: nn.Module, blocks: str | Sequence[nn.Module]) -> list[nn.Module]:
+    if isinstance(blocks, str):
+        found = _submodule(model, blocks, "blocks")
+        if not isinstance(found, Iterable):
+            raise ValueError(
+                f"blocks={blocks!r} is a {type(found).__name__}, not a list of modules: name an "
+                "nn.ModuleList or nn.Sequential"
+            )
+        blocks = list(found)
+    known = {id(module) for module in model.modules()}
+    if not blocks or any(id(block) not in known for block in blocks):
+        raise ValueError("blocks= must hold modules of this model, at least one: pass them")
+    return list(blocks)
+
+
+def _submodule(model: nn.Module, name: str, argument: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise ValueError(
+            f"{argument} names {name!r}, which this model does not have: see model.named_modules()"
+        ) from None
+
+
+def _stem_part(model: nn.Module, part: str | nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    if isinstance(part, nn.Parameter):
+        return [part]
+    if isinstance(part, str):
+        named = dict(model.named_parameters(remove_duplicate=False))
+        if part in named:
+            return [named[part]]
+        part = _submodule(model, part, "stem")
+    return list(part.parameters())
+
+
+def _owners(blocks: Sequence[nn.Module], names: dict[int, str]) -> dict[int, str]:
+    """The name of the block that each block parameter belongs to."""
+    owner: dict[int, str] = {}
+    for block in blocks:
+        for name, parameter in block.named_parameters():
+            other = owner.setdefault(id(parameter), names[id(block)])
+            if other != names[id(block)]:
+                raise ValueError(
+                    f"parameter {name} of block {names[id(block)]} is also in block {other}: "
+                    "blocks that share weights cannot be frozen apart; untie them"
+                )
+        if len(set(map(id, blocks))) != len(blocks):
+            raise ValueError(
+                "the same module stands twice among the blocks: blocks that share weights cannot "
+                "be frozen apart; untie them"
+            )
+    return owner

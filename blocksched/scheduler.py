@@ -1,0 +1,362 @@
+"""BlockScheduler: joins a schedule, the mechanism, relevance and a clock to a training loop."""
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from blocksched.blocks import Blocks, find_blocks
+from blocksched.clock import Clock, WallClock
+from blocksched.kernels.block_sums import block_sums_ref
+from blocksched.mechanism import Mechanism
+from blocksched.relevance import relevance
+from blocksched.schedules.base import Plan, Progress, Reading, Schedule, to_plain
+
+
+class BlockScheduler:
+    """Decides before every step which blocks train, and makes it so.
+
+    Call `step(loss)` once per optimizer step, after it, like an lr_scheduler. The first plan is
+    applied on construction.
+
+    Args:
+        model: any module with a list of blocks; not one compiled as a whole.
+        optimizer: the optimizer, or a list of those that share the model. Build them first.
+        schedule: FullUpdate, StaticSuffix, DynamicSuffix or anything that follows
+            blocksched.schedules.Schedule.
+        total_steps: optimizer steps of the run. Give this or time_budget_s.
+        time_budget_s: seconds of the run, on a clock that starts here.
+        blocks, stem: where find_blocks has to be told, see there.
+        clock: keeps `elapsed_ms`; by default the time of the work on the model's device.
+
+    Raises:
+        ValueError: numbers that do not fit the model, no or two horizons, a trainable block
+            parameter that no optimizer holds, or blocks that cannot be found or taken apart.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        schedule: Schedule[Any],
+        *,
+        total_steps: int | None = None,
+        time_budget_s: float | None = None,
+        blocks: str | Sequence[nn.Module] | None = None,
+        stem: Sequence[str | nn.Module | nn.Parameter] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        _check_horizon(total_steps, time_budget_s)
+        _refuse_compiled(model)
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self.schedule = schedule
+        self.blocks: Blocks = find_blocks(model, blocks, stem)
+        self.state = schedule.init(len(self.blocks))
+        self._shares = _shares(self.blocks, optimizers)
+        self._device = next(p.device for p in model.parameters())
+        self._total_steps = total_steps
+        self._budget_ms = None if time_budget_s is None else time_budget_s * 1e3
+        self._steps = 0
+        self._pending: collections.deque[tuple[Plan, Tensor | float | None]] = collections.deque(
+            maxlen=max(1, schedule.history)
+        )
+        self._sums: dict[int, Tensor] = {}
+        self._stepped: set[int] = set()
+        self._forwards = _ForwardCount()
+        self._mechanism = Mechanism(self.blocks)
+        self._handles = [
+            o.register_step_pre_hook(self._before_update(i)) for i, o in enumerate(optimizers)
+        ]
+        self._handles.append(model.register_forward_pre_hook(self._forwards))
+        self._clock: Clock = clock if clock is not None else WallClock(self._device)
+        self._plan = self._decide()
+
+    @property
+    def plan(self) -> Plan:
+        """What the current step does."""
+        return self._plan
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return Progress(self._steps, self._total_steps, self._clock.elapsed_ms, self._budget_ms)
+
+    @property
+    def fraction(self) -> float:
+        """How far the run is, 0..1: of the time budget, or of the steps."""
+        now = self.progress
+        if now.budget_ms is not None:
+            return min(1.0, now.elapsed_ms / now.budget_ms)
+        assert now.limit is not None
+        return min(1.0, now.step / now.limit)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run's steps or its time are used up."""
+        return self.fraction >= 1.0
+
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """End a step and plan the next.
+
+        Args:
+            loss: the step's training loss, one number (of several micro-batches: their sum or mean
+                as the update used it); may be left out where the schedule asks for none. It stays
+                on its device until a decision needs it.
+
+        Raises:
+            ValueError: no loss although the schedule needs it, or not one number.
+            RuntimeError: no optimizer step since the last call, or the backward after a change did
+                not train exactly the active blocks.
+        """
+        kept = self._keep(loss)
+        self._require_update()
+        self._mechanism.check_all()
+        plan = self._plan
+        if plan.probe:
+            self._pending.append((plan, kept))
+            self._observe_pending(self._probe_sums())
+        elif self.schedule.history and not plan.freezing:
+            self._pending.append((plan, kept))
+            if not isinstance(kept, Tensor):
+                self._observe_pending()
+        else:
+            number = None if isinstance(kept, Tensor) else kept
+            self.state = self.schedule.observe(self.state, plan, Reading(number))
+        self._steps += 1
+        self._stepped.clear()
+        self._sums.clear()
+        self._forwards.count = 0
+        self._clock.tick()
+        self._plan = self._decide()
+
+    @contextlib.contextmanager
+    def off_clock(self) -> Iterator[None]:
+        """What runs inside (evaluation, checkpoints) does not count as time of the run."""
+        self._clock.pause()
+        try:
+            yield
+        finally:
+            self._clock.resume()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler as plain numbers, JSON included; the model's and optimizer's are theirs."""
+        self._observe_pending()
+        return {
+            "schedule": type(self.schedule).__name__,
+            "numbers": dataclasses.asdict(self.schedule),  # type: ignore[call-overload]
+            "state": to_plain(self.state),
+            "plan": to_plain(self._plan),
+            "steps": self._steps,
+            "elapsed_ms": self._clock.elapsed_ms,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on where `saved` was, before or after the optimizer's state is loaded.
+
+        Raises ValueError if it was saved by another schedule, other numbers or another depth.
+        """
+        ours = type(self.schedule).__name__, dataclasses.asdict(self.schedule)  # type: ignore[call-overload]
+        theirs = saved["schedule"], saved["numbers"]
+        if ours != theirs:
+            raise ValueError(
+                f"the state was saved by {_call(*theirs)}, this scheduler runs {_call(*ours)}: "
+                "build it with the same numbers"
+            )
+        state = self.schedule.restore(saved["state"])
+        if state.n_blocks != len(self.blocks):
+            raise ValueError(
+                f"the state was saved with {state.n_blocks} blocks, the model has "
+                f"{len(self.blocks)}: load it into the same model"
+            )
+        self.state = state
+        self._steps = saved["steps"]
+        self._clock.elapsed_ms = saved["elapsed_ms"]
+        self._pending.clear()
+        self._sums.clear()
+        self._stepped.clear()
+        self._forwards.count = 0
+        plan = saved["plan"]
+        self._plan = Plan(**{**plan, "active": tuple(plan["active"])})
+        self._mechanism.apply(self._plan.active)
+
+    def close(self) -> None:
+        """Leave the model as it was found: everything trainable that was, no hooks."""
+        self._mechanism.close()
+        for handle in self._handles:
+            handle.remove()
+
+    def _decide(self) -> Plan:
+        """Plan the next step and apply the plan, reading losses only if the decision needs them."""
+        progress = self.progress
+        if "losses" in self.schedule.wants(self.state, progress):
+            self._observe_pending()
+        plan = self.schedule.plan(self.state, progress)
+        self._mechanism.apply(plan.active)
+        return plan
+
+    def _before_update(self, i: int) -> Callable[..., Any]:
+        """The pre-hook of optimizer `i`: reads relevance once the gradients are there."""
+
+        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if closure is None:
+                self._measure(i, optimizer)
+                return None
+
+            def measured_closure() -> Any:
+                loss = closure()
+                self._measure(i, optimizer)
+                return loss
+
+            return args[:1], {**kwargs, "closure": measured_closure}
+
+        return hook
+
+    def _measure(self, i: int, optimizer: Optimizer) -> None:
+        """Sums of the blocks' shares in optimizer `i`, before its first update of this step."""
+        share = self._shares[i]
+        if i not in self._stepped:
+            self._stepped.add(i)
+            self._mechanism.check(b for b, tensors in enumerate(share) if tensors)
+            if self._plan.probe:
+                self._sums[i] = _unscaled(block_sums_ref(share, self._device), optimizer)
+
+    def _probe_sums(self) -> Tensor | None:
+        """Sums of all blocks, None if a part was not measured: its update was skipped."""
+        holders = [i for i, share in enumerate(self._shares) if any(share)]
+        if any(i not in self._sums for i in holders):
+            return None
+        return torch.stack([self._sums[i] for i in holders]).sum(0)
+
+    def _observe_pending(self, sums: Tensor | None = None) -> None:
+        """Hand the pending readings to the schedule, in order, after one copy to the host."""
+        losses = [loss for _, loss in self._pending if isinstance(loss, Tensor)]
+        numbers = _to_host([*losses, *([] if sums is None else [sums])])
+        metric = self.schedule.metric
+        for plan, loss in self._pending:
+            number = numbers.pop(0) if isinstance(loss, Tensor) else loss
+            values = None
+            if plan.probe and sums is not None and metric is not None:
+                rows = [numbers[3 * b : 3 * b + 3] for b in range(len(self.blocks))]
+                values = relevance(rows, *metric)
+            self.state = self.schedule.observe(self.state, plan, Reading(number, values))
+        self._pending.clear()
+
+    def _keep(self, loss: Tensor | float | None) -> Tensor | float | None:
+        if loss is None:
+            if self.schedule.needs_loss:
+                raise ValueError(
+                    f"{type(self.schedule).__name__} decides by the loss here (require_stable or "
+                    "adapt_budget): call scheduler.step(loss)"
+                )
+            return None
+        if not isinstance(loss, Tensor):
+            return float(loss)
+        if loss.numel() != 1:
+            raise ValueError(
+                f"the loss must be one number, got shape {tuple(loss.shape)}: pass its mean or sum"
+            )
+        return loss.detach().clone()  # user code divides losses in place
+
+    def _require_update(self) -> None:
+        """Tell a forgotten optimizer step from one that a GradScaler skipped.
+
+        A skipped step had a forward, and left gradients that are gone or not finite.
+        """
+        if self._stepped:
+            return
+        grads = [p.grad for block in self.blocks.parameters for p in block if p.grad is not None]
+        skipped = self._forwards.count > 0 and not (
+            grads and all(bool(torch.isfinite(g).all()) for g in grads)
+        )
+        if not skipped:
+            raise RuntimeError(
+                "scheduler.step was called without an optimizer step since the last call: call it "
+                "once after each optimizer.step(), not for each micro-batch"
+            )
+
+
+class _ForwardCount:
+    """A hook that counts the model's forwards in training; idle in copies."""
+
+    def __init__(self, live: bool = True) -> None:
+        self.live, self.count = live, 0
+
+    def __reduce__(self) -> tuple[type["_ForwardCount"], tuple[bool]]:
+        return _ForwardCount, (False,)
+
+    def __call__(self, module: nn.Module, _args: Any) -> None:
+        if self.live and module.training:
+            self.count += 1
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[float]:
+    """All numbers of `tensors` in one copy: the only place where the host waits for the device."""
+    if not tensors:
+        return []
+    device = tensors[-1].device
+    flat = [tensor.detach().reshape(-1).to(device, torch.float64) for tensor in tensors]
+    return torch.cat(flat).tolist()  # type: ignore[no-any-return]
+
+
+def _unscaled(sums: Tensor, optimizer: Optimizer) -> Tensor:
+    """Sums of the gradients the update uses: a fused optimizer under GradScaler unscales inside."""
+    scale = getattr(optimizer, "grad_scale", None)
+    found_inf = getattr(optimizer, "found_inf", None)
+    if scale is not None:
+        scale = torch.as_tensor(scale, dtype=torch.float64, device=sums.device)
+        sums = sums / torch.stack([scale, scale.square(), torch.ones_like(scale)])
+    if found_inf is not None:
+        skipped = torch.as_tensor(found_inf, device=sums.device).reshape(()) != 0
+        sums = torch.where(skipped, torch.nan, sums)
+    return sums
+
+
+def _shares(blocks: Blocks, optimizers: Sequence[Optimizer]) -> list[list[list[nn.Parameter]]]:
+    """For each optimizer, its parameters of each block."""
+    holder: dict[int, int] = {}
+    for i, optimizer in enumerate(optimizers):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                holder.setdefault(id(parameter), i)
+    shares: list[list[list[nn.Parameter]]] = [[[] for _ in blocks.modules] for _ in optimizers]
+    for b, module in enumerate(blocks.modules):
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if id(parameter) not in holder:
+                raise ValueError(
+                    f"{blocks.names[b]}.{name} is trainable but in no optimizer, so it would never "
+                    "train: build the optimizer from all parameters before BlockScheduler, or "
+                    "freeze it for good"
+                )
+            shares[holder[id(parameter)]][b].append(parameter)
+    return shares
+
+
+def _check_horizon(total_steps: int | None, time_budget_s: float | None) -> None:
+    if total_steps is None and time_budget_s is None:
+        raise ValueError("a run needs a horizon: pass total_steps or time_budget_s")
+    if total_steps is not None and time_budget_s is not None:
+        raise ValueError("a run has one horizon: pass total_steps or time_budget_s, not both")
+    for name, value in (("total_steps", total_steps), ("time_budget_s", time_budget_s)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}: give the length of the run")
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    whole = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+    if whole:
+        raise ValueError(
+            "the model is compiled as a whole, which makes a graph per boundary and can leave "
+            "thawed blocks without gradients: compile each block instead (block.compile())"
+        )
+
+
+def _call(name: str, numbers: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value}' for key, value in numbers.items())})"

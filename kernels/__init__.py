@@ -1,0 +1,1 @@
+"""The numeric work of a step, each kernel beside its eager reference."""
