@@ -1,8 +1,8 @@
 """blocksched: train only the blocks that still matter."""
 
 from blocksched.blocks import Blocks, find_blocks
-from blocksched.schedules import DynamicSuffix, FullUpdate, Plan, Progress, Reading, StaticSuffix
 from blocksched.scheduler import BlockScheduler
+from blocksched.schedules import DynamicSuffix, FullUpdate, Plan, Progress, Reading, StaticSuffix
 
 __all__ = [
     "BlockScheduler",

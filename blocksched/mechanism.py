@@ -5,7 +5,7 @@ loading are the same call. Optimizer groups are never touched: a parameter that 
 gradient nor has one is skipped by every torch optimizer, weight decay and moments included.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class Mechanism:
             self._watch.check(some)
 
     def check_all(self) -> None:
-        """At the end of a step: the same for all blocks; the watch ends once a backward was seen."""
+        """At the end of a step: the same for all blocks; ends the watch if one ran."""
         if self._watch is not None and self._watch.check(range(len(self.blocks))):
             self._unwatch()
 

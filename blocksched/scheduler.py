@@ -301,7 +301,7 @@ def _to_host(tensors: Sequence[Tensor]) -> list[float]:
         return []
     device = tensors[-1].device
     flat = [tensor.detach().reshape(-1).to(device, torch.float64) for tensor in tensors]
-    return torch.cat(flat).tolist()  # type: ignore[no-any-return]
+    return torch.cat(flat).tolist()
 
 
 def _unscaled(sums: Tensor, optimizer: Optimizer) -> Tensor:

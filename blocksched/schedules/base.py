@@ -122,7 +122,8 @@ def from_plain(kind: type[State], plain: Mapping[str, Any]) -> State:
             f"a saved state of {kind.__name__} holds {', '.join(sorted(names))}, got "
             f"{', '.join(sorted(plain))}: load it with the schedule that saved it"
         )
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+    state: State = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+    return state
 
 
 def require_blocks(n_blocks: int) -> None:

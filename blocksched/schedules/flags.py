@@ -89,9 +89,7 @@ def _clamp_dynamic(numbers: dict[str, Any], n: int, warnings: list[str]) -> None
     if numbers["max_active"] != 0:
         clamp("max_active", least, n)
     clamp("final_recovery_stage1_progress", 0.0, 1.0, staged)
-    clamp(
-        "final_recovery_stage2_progress", numbers["final_recovery_stage1_progress"], 1.0, staged
-    )
+    clamp("final_recovery_stage2_progress", numbers["final_recovery_stage1_progress"], 1.0, staged)
     clamp("final_recovery_stage1", least, n, staged)
     clamp("final_recovery_stage2", numbers["final_recovery_stage1"], n, staged)
 

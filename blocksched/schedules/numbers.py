@@ -18,7 +18,7 @@ _BOUNDS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
 
 
 def number(default: float, doc: str, *, optional: bool = False, **bounds: float) -> Any:
-    """A field holding a finite number (or None if `optional`); `bounds` are any of ge, gt, le, lt."""
+    """A field holding a finite number, or None if `optional`; `bounds`: any of ge, gt, le, lt."""
     return dataclasses.field(
         default=default, metadata={"help": doc, "optional": optional, **bounds}
     )

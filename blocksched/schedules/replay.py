@@ -138,7 +138,7 @@ class _Run:
         if base_name(self.name) != "dynamic_suffix":
             return what
         recorded = self.entries.get(step, [])
-        kinds = [("probe", _PROBE_DECISIONS)]
+        kinds: list[tuple[str, tuple[str, ...]]] = [("probe", _PROBE_DECISIONS)]
         if "dyn_freeze_start_frac" in self.config:
             kinds.append(("freeze_trigger", ()))
         if "dyn_final_full_frac" in self.config:
@@ -160,7 +160,8 @@ class _Run:
         steps: int = self.config["steps"]
         if self.budget_ms is None:
             return steps
-        return max(steps, round(steps * self.config.get("max_steps_multiplier", 3.0)))
+        most: int = round(steps * self.config.get("max_steps_multiplier", 3.0))
+        return max(steps, most)
 
     def _raw_relevance(self) -> dict[int, list[float]]:
         """Relevance of each recorded probe, from the smoothed one and the one before it."""

@@ -1,0 +1,255 @@
+"""Every flag of the benchmark: the one source of its options, their help and the JSON's config."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+from blocksched.schedules import DynamicSuffix, StaticSuffix
+from blocksched.schedules.flags import CLAMPED, NAMES, key, option
+from blocksched.schedules.numbers import check_numbers, choice, number, text
+
+
+class UserError(Exception):
+    """Bad input: one line with the rule, the value and the remedy; exit status 2."""
+
+
+def _of(schedule: type, field_name: str, flag: str) -> Any:
+    """The field of a schedule as a flag; what the benchmark clamps carries no range."""
+    field = next(f for f in dataclasses.fields(schedule) if f.name == field_name)
+    drop = ("optional",) if flag not in CLAMPED else ("optional", "ge", "gt", "le", "lt")
+    kept = {k: v for k, v in field.metadata.items() if k not in drop}
+    return dataclasses.field(default=field.default, metadata=kept)
+
+
+def _dyn(field_name: str) -> Any:
+    return _of(DynamicSuffix, field_name, key(field_name))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The flags, their defaults as in the original experiment (preset `seed`)."""
+
+    task: str = choice(
+        "text",
+        "text: a byte-level GPT on real text; teacher: the original experiment",
+        ("text", "teacher"),
+    )
+    data: str = text("", "task text: a file or folder to train on, as bytes (King James Bible)")
+    schedules: str = text(",".join(NAMES), "the schedules to run, in this order")
+    preset: str = choice(
+        "auto",
+        "seed: the experiment's size; small: for a CPU; auto: seed on CUDA, else small",
+        ("auto", "seed", "small"),
+    )
+    lr_decay: str = choice(
+        "auto",
+        "learning rate by the fraction of the clock (auto: linear to 0 for text, else constant)",
+        ("auto", "constant", "linear"),
+    )
+    interleave: bool = text(
+        False, "advance the schedules in small groups of steps, on a budget fixed beforehand"
+    )
+    time_budget_ms: float | None = number(
+        None, "equal time: the budget of every schedule, instead of full_update's time", gt=0
+    )
+    accept_loss: float = number(
+        0.01, "verdict: the relative loss one would give up for speed", ge=0
+    )
+    out: str = text("results", "folder of the result file")
+    json_out: str = text("", "the result file itself, instead of a new one in --out")
+
+    device: str = text("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = choice(
+        "bfloat16",
+        "teacher: the weights' dtype; text: bfloat16 is autocast over float32 weights",
+        ("bfloat16", "float32"),
+    )
+    seed: int = number(42, "the seed of weights and batches", ge=0, le=2**31 - 1)
+    dmodel: int = number(1024, "width", ge=1)
+    n_layers: int = number(18, "number of blocks", ge=1)
+    n_heads: int = number(0, "task text: attention heads (0: one per 64 of the width)", ge=0)
+    hidden_mult: int = number(4, "hidden width of the fused layer / width", ge=1)
+    batch_size: int = number(8, "rows in a batch", ge=1)
+    seq_len: int = number(1024, "positions in a row", ge=1)
+    steps: int = number(200, "steps of full_update, which set the time budget", ge=1)
+    equal_time_budget: bool = text(False, "give every schedule the time of full_update")
+    max_steps_multiplier: float = number(3.0, "equal time: at most so many times --steps", ge=1)
+    lr: float = number(3e-4, "learning rate of AdamW", gt=0)
+    weight_decay: float = number(0.0, "weight decay of AdamW", ge=0)
+    teacher_noise: float = number(0.02, "teacher: the student's distance at the start", ge=0)
+    val_batches: int = number(4, "batches of each validation", ge=1)
+    warmup_ignore_steps: int = number(5, "first steps left out of the step-time figures", ge=0)
+
+    static_active_layers: int = _of(StaticSuffix, "active", "static_active_layers")
+    dyn_warmup_steps: int = _dyn("warmup_steps")
+    dyn_probe_every: int = _dyn("probe_every")
+    dyn_refresh_every: int = _dyn("refresh_every")
+    dyn_relevance_metric: str = _dyn("relevance_metric")
+    dyn_relevance_threshold: float = _dyn("relevance_threshold")
+    dyn_min_active_layers: int = _dyn("min_active")
+    dyn_max_active_layers: int = _dyn("max_active")
+    dyn_adapt_budget: bool = _dyn("adapt_budget")
+    dyn_freeze_start_step: int = _dyn("freeze_start_step")
+    dyn_freeze_start_frac: float = _dyn("freeze_start_frac")
+    dyn_require_stable: bool = _dyn("require_stable")
+    dyn_stability_window: int = _dyn("stability_window")
+    dyn_stability_rel_change: float = _dyn("stability_rel_change")
+    dyn_stability_cv: float = _dyn("stability_cv")
+    dyn_final_full_frac: float = _dyn("final_full_frac")
+    dyn_final_recovery_mode: str = _dyn("final_recovery_mode")
+    dyn_final_recovery_stage1_progress: float = _dyn("final_recovery_stage1_progress")
+    dyn_final_recovery_stage2_progress: float = _dyn("final_recovery_stage2_progress")
+    dyn_final_recovery_stage1_layers: int = _dyn("final_recovery_stage1")
+    dyn_final_recovery_stage2_layers: int = _dyn("final_recovery_stage2")
+    dyn_loss_upper: float = _dyn("loss_upper")
+    dyn_loss_lower: float = _dyn("loss_lower")
+    dyn_budget_step_up: int = _dyn("budget_step_up")
+    dyn_budget_step_down: int = _dyn("budget_step_down")
+    dyn_loss_ema_decay: float = _dyn("loss_ema_decay")
+    dyn_ema_decay: float = _dyn("ema_decay")
+    dyn_eps: float = _dyn("eps")
+
+    @property
+    def names(self) -> list[str]:
+        """The schedules to run."""
+        return [name.strip() for name in self.schedules.split(",") if name.strip()]
+
+    @property
+    def limit(self) -> int:
+        """The most steps a schedule may run at equal time."""
+        return max(self.steps, round(self.steps * self.max_steps_multiplier))
+
+    @property
+    def budget_known(self) -> bool:
+        """Whether the time budget is fixed before the first schedule runs."""
+        return self.equal_time_budget and (self.interleave or self.time_budget_ms is not None)
+
+
+# What a 2-core CPU trains in a few minutes.
+SMALL: dict[str, Any] = {
+    "dtype": "float32",
+    "dmodel": 128,
+    "n_layers": 8,
+    "seq_len": 128,
+    "steps": 300,
+    "equal_time_budget": True,
+    "interleave": True,
+    "lr": 2e-3,
+    "val_batches": 16,
+    "schedules": "full_update,full_update#2,static_suffix,dynamic_suffix",
+    "static_active_layers": 4,
+    "dyn_warmup_steps": 10,
+    "dyn_probe_every": 20,
+    "dyn_refresh_every": 0,
+    "dyn_freeze_start_frac": 0.1,
+    "dyn_min_active_layers": 4,
+    "dyn_max_active_layers": 6,
+    "dyn_final_full_frac": 0.1,
+}
+
+_NEW = {"task", "data", "schedules", "preset", "lr_decay", "interleave", "time_budget_ms",
+        "accept_loss", "out", "json_out", "n_heads"}  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, built from Config."""
+    made = argparse.ArgumentParser(
+        prog="bench/run.py",
+        description="Train with full_update, static_suffix and dynamic_suffix and compare.",
+        epilog="Defaults are the experiment's (preset seed); on a CPU those of preset small hold: "
+        + ", ".join(f"{option(name)} {value}" for name, value in SMALL.items()),
+    )
+    made.add_argument("--replay", nargs="+", metavar="FILE", help="replay recorded runs instead")
+    hints = get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        default = "none" if field.default is None else field.default
+        words = field.metadata["help"] + ("" if default == "" else f" (default {default})")
+        words = words.replace("%", "%%")
+        if hints[field.name] is bool:
+            made.add_argument(
+                option(field.name), action=argparse.BooleanOptionalAction, default=None, help=words
+            )
+            continue
+        kinds = [t for t in get_args(hints[field.name]) if t is not type(None)]
+        kind = kinds[0] if kinds else hints[field.name]
+        made.add_argument(option(field.name), type=kind, default=None, metavar="X", help=words)
+    return made
+
+
+def resolve(given: dict[str, Any]) -> Config:
+    """The config of a run from the flags `given` on the command line.
+
+    Raises UserError for a flag out of range, and for flags that contradict each other.
+    """
+    device = resolve_device(given.get("device", "auto"))
+    preset = given.get("preset", "auto")
+    small = preset == "small" or (preset == "auto" and device.type != "cuda")
+    config = Config(**{**(SMALL if small else {}), **given})
+    try:
+        check_numbers(config, option)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if config.lr_decay == "auto":
+        by_task = "linear" if config.task == "text" else "constant"
+        config = dataclasses.replace(config, lr_decay=by_task)
+    _check_together(config)
+    if config.dtype == "bfloat16" and device.type == "cuda":
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not native:
+            raise UserError(
+                "--dtype bfloat16 needs a GPU that has it, this one does not: use --dtype float32"
+            )
+    return config
+
+
+def from_experiment(given: Sequence[str]) -> bool:
+    """Whether a flag of the original experiment that shapes the run is on the command line."""
+    return any(name not in _NEW | {"device", "seed"} for name in given)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device called `name`. Raises UserError if this machine lacks it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    here = 1 if device.type == "cpu" else torch.cuda.device_count()
+    if device.type not in ("cpu", "cuda") or (device.index or 0) >= here:
+        raise UserError(
+            f"--device must be auto, cpu, cuda or cuda:N of a GPU that is here "
+            f"({torch.cuda.device_count()} found), got {name}: choose one of these"
+        )
+    return device
+
+
+def _check_together(config: Config) -> None:
+    names = config.names
+    if not names:
+        raise UserError("--schedules must name at least one schedule, got none: see --help")
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled:
+        raise UserError(f"--schedules names {doubled} twice: call the second one {doubled}#2")
+    if config.dyn_loss_lower > config.dyn_loss_upper:
+        raise UserError(
+            f"--dyn-loss-lower must not exceed --dyn-loss-upper, got {config.dyn_loss_lower} > "
+            f"{config.dyn_loss_upper}: lower the first or raise the second"
+        )
+    if config.time_budget_ms is not None and not config.equal_time_budget:
+        raise UserError("--time-budget-ms needs --equal-time-budget: add it, or drop the budget")
+    alone = config.equal_time_budget and "full_update" not in names
+    if alone and config.time_budget_ms is None:
+        raise UserError(
+            "--equal-time-budget takes its budget from full_update, which is not in --schedules: "
+            "add it, or give --time-budget-ms"
+        )
+    if config.equal_time_budget and not config.budget_known and names[0] != "full_update":
+        raise UserError(
+            f"--equal-time-budget runs full_update first, got {names[0]} first in --schedules: "
+            "move full_update to the front, or give --time-budget-ms or --interleave"
+        )
