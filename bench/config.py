@@ -248,8 +248,3 @@ def _check_together(config: Config) -> None:
             "--equal-time-budget takes its budget from full_update, which is not in --schedules: "
             "add it, or give --time-budget-ms"
         )
-    if config.equal_time_budget and not config.budget_known and names[0] != "full_update":
-        raise UserError(
-            f"--equal-time-budget runs full_update first, got {names[0]} first in --schedules: "
-            "move full_update to the front, or give --time-budget-ms or --interleave"
-        )

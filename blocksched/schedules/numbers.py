@@ -54,7 +54,7 @@ def check_numbers(owner: Any, label: Callable[[str], str] = str) -> None:
         elif isinstance(field.default, int):
             whole = isinstance(value, int) and not isinstance(value, bool)
             _require(whole, label(field.name), "a whole number", value)
-        elif isinstance(field.default, float):
+        elif isinstance(field.default, float) or (field.default is None and value is not None):
             real = isinstance(value, (int, float)) and not isinstance(value, bool)
             _require(real and math.isfinite(value), label(field.name), "a finite number", value)
         _check_bounds(value, field.metadata, label(field.name))
