@@ -72,7 +72,9 @@ def _files(path: Path) -> list[tuple[str, bytes]]:
         found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
         files = [(p.relative_to(path).as_posix(), p.read_bytes()) for p in found]
     except OSError as error:
-        raise UserError(f"--data {path} cannot be read ({error.strerror}): give text that can be")
+        raise UserError(
+            f"--data {path} cannot be read ({error.strerror}): give text that can be"
+        ) from None
     if not any(content for _, content in files):
         raise UserError(f"--data {path} holds no text: give a file, or a folder of files")
     return files

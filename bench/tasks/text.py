@@ -56,8 +56,8 @@ class Block(nn.Module):
         self.mlp = ReluSquaredMLP(config.dmodel, config.hidden_mult)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mlp(self.attention(x))
-        return x
+        mixed: Tensor = self.mlp(self.attention(x))
+        return mixed
 
 
 class TextTask:

@@ -1,0 +1,149 @@
+"""What a step should cost, from its parts measured apart in the same run.
+
+Expected time of a step whose suffix has k of n blocks: stem and prefix forward without a graph,
+forward and backward of the suffix, head and loss, update of the active share. Each part is timed on
+a model of its own in rounds spread over the run, beside whole steps; medians are compared.
+"""
+
+import collections
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.config import Config
+from bench.tasks.parts import Stack, Task
+from blocksched import BlockScheduler, StaticSuffix
+
+
+class Expected:
+    """Times the parts of a step; `round` once in a while, `step_ms` at the end."""
+
+    def __init__(self, task: Task, config: Config) -> None:
+        n = config.n_layers
+        self.anchors = sorted({max(1, round(n * share)) for share in (0.25, 0.5, 0.75, 1.0)})
+        self._task, self._config, self._n = task, config, n
+        self._parts: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
+        self._model: Stack = task.model()
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=config.lr)
+        self._batch = task.batch(0)
+        self._schedulers: dict[int, BlockScheduler] = {}
+        self.round()
+        self._parts.clear()  # the first round only warms up
+
+    def round(self) -> None:
+        """Time every part, and a whole step at each anchor, once."""
+        for k in self.anchors:
+            scheduler = BlockScheduler(
+                self._model, self._optimizer, StaticSuffix(active=k), total_steps=1 << 40
+            )
+            self._whole_step(scheduler, k)
+            self._apart(k)
+            scheduler.close()
+
+    def step_ms(self, active: int) -> float:
+        """The expected time of a step with `active` blocks in the suffix."""
+        return (
+            self._at("stem and prefix", active)
+            + self._at("suffix", active)
+            + self._at("head", active)
+            + self._at("update", active)
+        )
+
+    def efficiency(self) -> dict[int, float]:
+        """Measured over expected time of a whole step at each anchor."""
+        return {k: self._median("step", k) / self.step_ms(k) for k in self.anchors}
+
+    def parts_ms(self) -> dict[str, dict[int, float]]:
+        """The median of each part at each anchor."""
+        found: dict[str, dict[int, float]] = {}
+        for name, k in self._parts:
+            found.setdefault(name, {})[k] = self._median(name, k)
+        return found
+
+    def _whole_step(self, scheduler: BlockScheduler, k: int) -> None:
+        inputs, targets = self._batch
+
+        def step() -> None:
+            loss = self._task.loss(self._task.forward(self._model, inputs), targets)
+            loss.backward()
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            scheduler.step(loss.item())
+
+        step()  # the step after a change of the boundary is watched; time the one after it
+        self._timed("step", k, step)
+
+    def _apart(self, k: int) -> None:
+        task, model, n = self._task, self._model, self._n
+        inputs, targets = self._batch
+        whole = k == n
+
+        def run_stem() -> Tensor:
+            x = task.forward(model.stem, inputs)
+            for block in model.blocks[: n - k]:
+                x = task.forward(block, x)
+            return x
+
+        def run_suffix(x: Tensor) -> Tensor:
+            for block in model.blocks[n - k :]:
+                x = task.forward(block, x)
+            return x
+
+        if whole:
+            stem = run_stem()  # its forward is timed with the suffix, whose backward runs through
+            self._parts["stem and prefix", k].append(0.0)
+        else:
+            with torch.no_grad():
+                stem = self._timed("stem and prefix", k, run_stem)
+        grad = torch.randn_like(stem)
+
+        def suffix() -> Tensor:
+            x = run_suffix(run_stem() if whole else stem)
+            x.backward(grad)
+            return x
+
+        top = self._timed("suffix", k, suffix).detach().requires_grad_()
+
+        def head() -> float:
+            loss = task.loss(task.forward(model.head, top), targets)
+            loss.backward()
+            return loss.item()
+
+        self._timed("head", k, head)
+
+        def update() -> None:
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+
+        self._timed("update", k, update)
+
+    def _timed(self, name: str, k: int, part: Callable[[], Any]) -> Any:
+        self._synchronize()
+        start = time.perf_counter()
+        result = part()
+        self._synchronize()
+        self._parts[name, k].append((time.perf_counter() - start) * 1e3)
+        return result
+
+    def _median(self, name: str, k: int) -> float:
+        return statistics.median(self._parts[name, k])
+
+    def _at(self, name: str, active: int) -> float:
+        """A part's time at `active` blocks: on the line through the two nearest anchors."""
+        if active in self.anchors:
+            return self._median(name, active)
+        # The full step differs in kind (the stem trains), so it anchors no line.
+        below = [k for k in self.anchors if k < self._n]
+        if len(below) < 2:
+            return self._median(name, min(self.anchors, key=lambda k: abs(k - active)))
+        low, high = sorted(sorted(below, key=lambda k: abs(k - active))[:2])
+        slope = (self._median(name, high) - self._median(name, low)) / (high - low)
+        return self._median(name, low) + slope * (active - low)
+
+    def _synchronize(self) -> None:
+        if self._task.device.type == "cuda":
+            torch.cuda.synchronize(self._task.device)

@@ -1,0 +1,196 @@
+"""The result file: figures of every schedule, as strict JSON, written whole or not at all."""
+
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.config import Config, UserError
+from bench.expected import Expected
+from bench.tasks.parts import Task
+from bench.train import Arm
+
+
+def document(
+    config: Config,
+    task: Task,
+    arms: Sequence[Arm],
+    expected: Expected | None,
+    budget_ms: float | None,
+    status: str,
+) -> dict[str, Any]:
+    """The result file's content; `status` is running, complete or interrupted."""
+    flags = dataclasses.asdict(config)
+    flags["device_arg"] = flags.pop("device")
+    flags["resolved_device"] = task.device.type
+    flags["time_budget_ms"] = budget_ms if config.budget_known else None
+    if flags["time_budget_ms"] is None:
+        del flags["time_budget_ms"]
+    started = [arm for arm in arms if arm.steps]
+    full = next((arm for arm in started if arm.name == "full_update"), None)
+    return {
+        "script": "bench/run.py",
+        "timestamp_utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "status": status,
+        "config": flags,
+        "system": _system(task.device),
+        "task": task.info,
+        "results": [_row(arm, full, config, expected) for arm in started],
+        "traces": {arm.name: _trace(arm) for arm in started},
+        "expected": None
+        if expected is None
+        else {"parts_ms": expected.parts_ms(), "measured_over_expected": expected.efficiency()},
+    }
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON: NaN and infinities become null; the old file stays until all is there."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(name).unlink()
+        raise
+
+
+def output_path(config: Config) -> Path:
+    """Where the result goes. Raises UserError, before any work, if it cannot be written there."""
+    if config.json_out:
+        path, flag = Path(config.json_out), "--json-out"
+    else:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+        path, flag = Path(config.out) / f"{config.task}-{now}-{os.getpid()}.json", "--out"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{flag} must name a place that can be written, got {path} ({error.strerror}): "
+            "choose another"
+        ) from None
+    return path
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The experiment's: sorted(values)[round(q * (len - 1))]."""
+    return sorted(values)[round(q * (len(values) - 1))]
+
+
+def counted_ms(arm: Arm, config: Config) -> list[float]:
+    """The step times without the first, warming, ones, unless there are no others."""
+    times = [step.ms for step in arm.steps]
+    return times[config.warmup_ignore_steps :] or times
+
+
+def time_to_loss_ms(val_trace: Sequence[Mapping[str, Any]], target: float) -> float | None:
+    """When the validation loss first reached `target`, on the line between two validations."""
+    for before, after in itertools.pairwise(val_trace):
+        if before["val_loss"] > target >= after["val_loss"]:
+            share = (before["val_loss"] - target) / (before["val_loss"] - after["val_loss"])
+            span: float = after["elapsed_ms"] - before["elapsed_ms"]
+            start: float = before["elapsed_ms"]
+            return start + share * span
+    return None
+
+
+def _row(arm: Arm, full: Arm | None, config: Config, expected: Expected | None) -> dict[str, Any]:
+    times = counted_ms(arm, config)
+    mean_ms = statistics.fmean(times)
+    active = [step.active for step in arm.steps]
+    full_done = full is not None and full.finished
+    expected_ms, over = _against_expected(arm, config, expected)
+    return {
+        "schedule": arm.name,
+        "steps_executed": len(arm.steps),
+        "elapsed_ms": arm.elapsed_ms,
+        "final_val_loss": arm.val_trace[-1]["val_loss"] if arm.finished else None,
+        "train_loss_start": arm.steps[0].loss,
+        "train_loss_end": arm.steps[-1].loss,
+        "mean_step_ms": mean_ms,
+        "p50_step_ms": quantile(times, 0.5),
+        "p90_step_ms": quantile(times, 0.9),
+        "speedup_vs_full": None
+        if full is None
+        else statistics.fmean(counted_ms(full, config)) / mean_ms,
+        "active_layers_mean": statistics.fmean(active),
+        "active_layers_min": min(active),
+        "active_layers_max": max(active),
+        "probe_step_count": sum(step.probe for step in arm.steps),
+        "notes": str(arm.schedule),
+        "peak_bytes": arm.peak_bytes,
+        "expected_step_ms": expected_ms,
+        "measured_over_expected": over,
+        "time_to_full_loss_ms": time_to_loss_ms(arm.val_trace, full.val_trace[-1]["val_loss"])
+        if full_done and full is not None
+        else None,
+    }
+
+
+def _against_expected(
+    arm: Arm, config: Config, expected: Expected | None
+) -> tuple[float | None, float | None]:
+    """Mean expected step time over the steps counted, and measured over expected.
+
+    Medians by number of active blocks, weighted by how often each occurred.
+    """
+    if expected is None:
+        return None, None
+    by_active: dict[int, list[float]] = {}
+    for step in arm.steps[config.warmup_ignore_steps :] or arm.steps:
+        by_active.setdefault(step.active, []).append(step.ms)
+    count = sum(map(len, by_active.values()))
+    wanted = sum(len(ms) * expected.step_ms(k) for k, ms in by_active.items())
+    measured = sum(len(ms) * statistics.median(ms) for ms in by_active.values())
+    return wanted / count, measured / wanted
+
+
+def _trace(arm: Arm) -> dict[str, Any]:
+    return {
+        "step_times_ms": [step.ms for step in arm.steps],
+        "train_losses": [step.loss for step in arm.steps],
+        "active_layers_hist": [step.active for step in arm.steps],
+        "dynamic_trace": arm.dynamic_trace,
+        "val_trace": arm.val_trace,
+    }
+
+
+def _system(device: torch.device) -> dict[str, Any]:
+    on_gpu = device.type == "cuda"
+    return {
+        "cuda_available": torch.cuda.is_available(),
+        "cuda_device_name": torch.cuda.get_device_name(device) if on_gpu else None,
+        "torch_version": torch.__version__,
+        "python_version": platform.python_version(),
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value

@@ -1,0 +1,141 @@
+"""The verdict: keep dynamic_suffix, or not, and what to move. The experiment's own guide:
+
+keep it only if it is clearly faster than full_update and the loss given up is acceptable; if the
+quality falls short, raise the minimum or the maximum of active blocks, probe more often, or make
+the threshold less aggressive.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CLEARLY_FASTER = 1.05  # a mean step at least 5 % shorter than full_update's
+
+
+def verdict(result: Mapping[str, Any]) -> list[str]:
+    """Lines that say what the run's evidence is worth, from the result file's content."""
+    rows = {row["schedule"]: row for row in result["results"]}
+    full, dynamic = rows.get("full_update"), rows.get("dynamic_suffix")
+    if full is None or dynamic is None:
+        return ["No verdict: it compares dynamic_suffix with full_update; run both."]
+    if full["final_val_loss"] is None or dynamic["final_val_loss"] is None:
+        return ["No verdict: a run without a finite final loss (unfinished, or diverged)."]
+    config = result["config"]
+    speed = dynamic["speedup_vs_full"]
+    given_up = dynamic["final_val_loss"] / full["final_val_loss"] - 1.0
+    fast, good = speed >= CLEARLY_FASTER, given_up <= config["accept_loss"]
+    lines = [
+        ("Keep dynamic_suffix" if fast and good else "Do not keep dynamic_suffix")
+        + " (an indication: one seed)."
+    ]
+    lines.append(
+        f"A step is {speed:.2f}x as fast as full_update's"
+        + ("" if fast else f", not clearly faster (that is {CLEARLY_FASTER}x or more)")
+        + f"; the loss after {'equal time' if config['equal_time_budget'] else 'equal steps'} is "
+        + f"{abs(given_up):.2%} {'higher' if given_up > 0 else 'lower'}"
+        + f" ({config['accept_loss']:.2%} higher is accepted)."
+    )
+    lines += _noise(rows, full, given_up) + _time_to_quality(full, dynamic)
+    trace = result["traces"]["dynamic_suffix"]
+    if not good:
+        lines += _advice("The quality falls short. To move:", _for_quality(config, trace))
+    elif not fast:
+        lines += _advice("The speed falls short. To move:", _for_speed(config, trace))
+    return lines
+
+
+def _noise(rows: Mapping[str, Any], full: Mapping[str, Any], given_up: float) -> list[str]:
+    again = rows.get("full_update#2")
+    if again is None or again["final_val_loss"] is None:
+        return []
+    noise = abs(again["final_val_loss"] / full["final_val_loss"] - 1.0)
+    within = "; the difference is within it" if abs(given_up) <= noise else ""
+    return [
+        f"The same full_update run twice differs by {noise:.2%} in loss and "
+        f"{abs(again['speedup_vs_full'] - 1.0):.1%} in step time{within}."
+    ]
+
+
+def _time_to_quality(full: Mapping[str, Any], dynamic: Mapping[str, Any]) -> list[str]:
+    reached = dynamic["time_to_full_loss_ms"]
+    if reached is None:
+        return ["It never reached full_update's final loss."]
+    share = reached / full["elapsed_ms"]
+    return [f"It reached full_update's final loss after {share:.0%} of full_update's time."]
+
+
+def _advice(title: str, moves: Sequence[str]) -> list[str]:
+    return [title, *(f"  {move}" for move in moves)]
+
+
+def _for_quality(config: Mapping[str, Any], trace: Mapping[str, Any]) -> list[str]:
+    n = config["n_layers"]
+    frozen = _frozen_sizes(trace, n)
+    if not frozen:
+        return ["nothing: no block was ever frozen, so what differs is noise, or steps cost more"]
+    least = min(max(config["dyn_min_active_layers"], 1), n)
+    most = min(config["dyn_max_active_layers"] or n, n)
+    probes = [e for e in trace["dynamic_trace"] if e.get("probe")]
+    at_least = sum(k <= least for k in frozen) / len(frozen)
+    at_cap = sum(e["active_layers_next"] >= e["active_budget"] for e in probes) / len(probes)
+    moves = []
+    if at_least > 0.5 and least < n:
+        moves.append(
+            f"--dyn-min-active-layers {least} -> {min(n, least + max(1, n // 8))}: the suffix sat "
+            f"at the minimum in {at_least:.0%} of the frozen steps"
+        )
+    if at_cap > 0.5 and most < n:
+        moves.append(
+            f"--dyn-max-active-layers {most} -> {min(n, most + max(1, n // 8))}: the cap, not the "
+            f"relevance, decided after {at_cap:.0%} of the probes"
+        )
+    threshold = config["dyn_relevance_threshold"]
+    if at_cap <= 0.5 and threshold < 1:
+        moves.append(
+            f"--dyn-relevance-threshold {threshold} -> {round((1 + threshold) / 2, 3)} (less "
+            f"aggressive): the threshold, not the cap, decided after {1 - at_cap:.0%} of the probes"
+        )
+    moved, every = _relevance_moved(probes), config["dyn_probe_every"]
+    if moved > 0.05 and every > 1:
+        moves.append(
+            f"--dyn-probe-every {every} -> {max(1, every // 2)}: {moved:.0%} of the relevance "
+            "moved to other blocks between two probes"
+        )
+    begin = config["dyn_freeze_start_frac"]
+    if not moves:
+        moves.append(
+            f"--dyn-freeze-start-frac {begin} -> {round((1 + begin) / 2, 2)}: freeze later"
+        )
+    return moves
+
+
+def _for_speed(config: Mapping[str, Any], trace: Mapping[str, Any]) -> list[str]:
+    n = config["n_layers"]
+    if not _frozen_sizes(trace, n):
+        return [
+            "--dyn-freeze-start-frac, --dyn-require-stable: no block was frozen; lower the first "
+            "or drop the second (or lower --dyn-max-active-layers and --dyn-relevance-threshold)"
+        ]
+    most = min(config["dyn_max_active_layers"] or n, n)
+    return [
+        f"--dyn-max-active-layers {most} -> {max(1, most - max(1, n // 8))}, "
+        "--dyn-freeze-start-frac lower, or --dyn-probe-every higher: fewer blocks on average"
+    ]
+
+
+def _frozen_sizes(trace: Mapping[str, Any], n: int) -> list[int]:
+    return [k for k in trace["active_layers_hist"] if k < n]
+
+
+def _relevance_moved(probes: Sequence[Mapping[str, Any]]) -> float:
+    """Mean share of the relevance that changes block between two probes once freezing is on."""
+    shares = [
+        [score / sum(e["ema_scores"]) for score in e["ema_scores"]]
+        for e in probes
+        if e["freeze_enabled"] and sum(e["ema_scores"]) > 0
+    ]
+    changes = [
+        sum(abs(b - a) for a, b in zip(one, two, strict=True)) / 2
+        for one, two in itertools.pairwise(shares)
+    ]
+    return sum(changes) / len(changes) if changes else 0.0
