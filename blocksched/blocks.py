@@ -63,21 +63,18 @@ def find_blocks(
     names = {id(module): name for name, module in model.named_modules()}
     owner = _owners(chosen, names)
     inside = {id(inner) for block in chosen for inner in block.modules()}
+    order = {id(module): i for i, module in enumerate(model.modules())}
     before: set[int] = set()
     after: set[int] = set()
-    reached = False
-    for module in model.modules():
-        reached = reached or module is chosen[0]
-        if id(module) in inside:
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in owner:
+    for name, module in model.named_modules(memo=set(chosen)):
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in owner or id(module) in inside:
                 raise ValueError(
-                    f"parameter {names[id(module)]}.{name} is also in block "
-                    f"{owner[id(parameter)]}: a block cannot be frozen apart from weights it "
-                    "shares; untie them"
+                    f"parameter {name}.{key} is also in block {owner[id(parameter)]}: a block "
+                    "cannot be frozen apart from weights it shares; untie them"
                 )
-            (after if reached else before).add(id(parameter))
+            early = order[id(module)] < order[id(chosen[0])]
+            (before if early else after).add(id(parameter))
     if stem is None:
         stem_ids = before - after
     else:

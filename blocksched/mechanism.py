@@ -156,8 +156,8 @@ class _Watch:
             if i not in self._active and any(p.grad is not None for p in parameters):
                 self._fail(
                     i,
-                    "is frozen but got a gradient, from a graph built before it was: call "
-                    "scheduler.step after backward and the optimizer's step, never in between",
+                    "is frozen but got a gradient: something else set its requires_grad; leave "
+                    "requires_grad of the model to the scheduler",
                 )
             if i in self._active and parameters and self._gates[i].ran and not self._got[i]:
                 self._fail(

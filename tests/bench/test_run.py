@@ -1,0 +1,180 @@
+"""Whole runs, tiny, in every mode: what the result file holds and whether it replays."""
+
+import contextlib
+import io
+import json
+import statistics
+
+import pytest
+
+from bench.run import main
+
+STAGED = (
+    "--dyn-warmup-steps 2 --dyn-probe-every 3 --dyn-refresh-every 5 --dyn-require-stable"
+    " --dyn-stability-window 2 --dyn-stability-rel-change 0.5 --dyn-stability-cv 0.5"
+    " --dyn-adapt-budget --dyn-loss-upper 1 --dyn-freeze-start-frac 0.1 --dyn-final-full-frac 0.5"
+    " --dyn-final-recovery-mode staged --dyn-final-recovery-stage1-layers 2"
+    " --dyn-final-recovery-stage2-layers 3 --dyn-relevance-metric saliency_abs_gp"
+)
+FROZEN = "--dyn-warmup-steps 2 --dyn-probe-every 4 --dyn-freeze-start-frac 0"
+LONGER = "--max-steps-multiplier 2"
+MODES = {
+    "interleaved": f"--preset small {FROZEN} {LONGER}",
+    "interleaved_staged": f"--preset small {STAGED}",
+    "sequential": f"--preset seed --equal-time-budget {FROZEN} {LONGER}",
+    "sequential_staged": f"--preset seed --equal-time-budget {STAGED}",
+    "budget_given": f"--preset seed --equal-time-budget --time-budget-ms 60 {FROZEN}",
+    "steps": f"--preset seed {FROZEN}",
+    "steps_staged": f"--preset seed --interleave {STAGED}",
+    "teacher": f"--preset seed --task teacher --dtype float32 --equal-time-budget {STAGED}",
+    "teacher_bf16": f"--preset seed --task teacher --dtype bfloat16 {FROZEN}",
+}
+RESULT = (
+    "schedule steps_executed elapsed_ms final_val_loss train_loss_start train_loss_end"
+    " mean_step_ms p50_step_ms p90_step_ms speedup_vs_full active_layers_mean active_layers_min"
+    " active_layers_max probe_step_count notes"
+).split()
+PROBE = (
+    "step probe freeze_enabled probe_loss best_probe_loss probe_loss_ema_prev probe_loss_ema"
+    " active_budget active_start_next active_layers_next ema_scores"
+).split()
+
+
+def _not_json(name):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def run(argv):
+    """Exit status, what was printed and the strict JSON that was written."""
+    heard = io.StringIO()
+    with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
+        code = main(argv)
+    path = argv[argv.index("--json-out") + 1]
+    with open(path) as file:
+        return code, heard.getvalue(), json.load(file, parse_constant=_not_json)
+
+
+@pytest.fixture(scope="module", params=MODES)
+def made(request, tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "r.json"
+    argv = [*tiny, "--json-out", str(path), *MODES[request.param].split()]
+    code, said, result = run(argv)
+    assert code == 0, said
+    return request.param, path, said, result
+
+
+def test_every_field_is_there(made, tiny):
+    name, _, said, result = made
+    flags = {a[2:].replace("-", "_") for a in tiny if a.startswith("--")} - {"device"}
+    wanted = flags | {"device_arg", "resolved_device", "json_out", "dyn_eps", "lr", "lr_decay"}
+    wanted |= {"dyn_final_recovery_stage1_layers", "dyn_max_active_layers", "equal_time_budget"}
+    assert wanted <= set(result["config"])
+    assert (result["config"]["device_arg"], result["config"]["resolved_device"]) == ("cpu", "cpu")
+    fixed = result["config"].get("time_budget_ms")
+    assert (fixed is not None) == (name[:11] in ("interleaved", "budget_give"))
+    assert result["status"] == "complete"
+    assert result["script"]
+    assert result["timestamp_utc"]
+    assert set(result["system"]) >= {"cuda_available", "cuda_device_name", "torch_version"}
+    names = [row["schedule"] for row in result["results"]]
+    assert names == result["config"]["schedules"].split(",") == list(result["traces"])
+    assert ("full_update#2" in names) == name.startswith("interleaved")
+    assert all(name in said for name in names)
+    assert ("corpus_sha256" in result["task"]) == (result["config"]["task"] == "text")
+    for row in result["results"]:
+        assert set(row) >= set(RESULT)
+
+
+def test_figures_follow_from_the_traces(made):
+    result = made[3]
+    ignore = result["config"]["warmup_ignore_steps"]
+    counted = {
+        name: trace["step_times_ms"][ignore:] or trace["step_times_ms"]
+        for name, trace in result["traces"].items()
+    }
+    for row in result["results"]:
+        trace, times = result["traces"][row["schedule"]], counted[row["schedule"]]
+        losses, active = trace["train_losses"], trace["active_layers_hist"]
+        assert len(trace["step_times_ms"]) == len(losses) == len(active) == row["steps_executed"]
+        assert row["mean_step_ms"] == pytest.approx(sum(times) / len(times))
+        assert row["p50_step_ms"] == sorted(times)[round(0.5 * (len(times) - 1))]
+        assert row["p90_step_ms"] == sorted(times)[round(0.9 * (len(times) - 1))]
+        baseline = statistics.fmean(counted["full_update"])
+        assert row["speedup_vs_full"] == pytest.approx(baseline / statistics.fmean(times))
+        assert row["elapsed_ms"] == pytest.approx(sum(trace["step_times_ms"]))
+        assert (row["train_loss_start"], row["train_loss_end"]) == (losses[0], losses[-1])
+        assert row["active_layers_mean"] == pytest.approx(sum(active) / len(active))
+        assert (row["active_layers_min"], row["active_layers_max"]) == (min(active), max(active))
+        probes = [e for e in trace["dynamic_trace"] if e.get("probe")]
+        assert row["probe_step_count"] == len(probes)
+        assert row["final_val_loss"] == trace["val_trace"][-1]["val_loss"]
+        assert trace["val_trace"][0]["step"] == 0
+        assert trace["val_trace"][-1]["step"] == row["steps_executed"]
+
+
+def test_dynamic_trace(made):
+    name, _, _, result = made
+    for schedule, trace in result["traces"].items():
+        if schedule != "dynamic_suffix":
+            assert trace["dynamic_trace"] == []
+            continue
+        entries = trace["dynamic_trace"]
+        probes = [e for e in entries if "probe" in e]
+        assert probes[0]["step"] == 0
+        assert probes[0]["probe_loss_ema_prev"] is None
+        for probe in probes:
+            assert set(probe) >= set(PROBE)
+            assert probe["probe"] is True
+            assert len(probe["ema_scores"]) == result["config"]["n_layers"]
+            assert probe["probe_loss"] == trace["train_losses"][probe["step"]]
+            assert probe["active_layers_next"] + probe["active_start_next"] == 4
+            assert trace["active_layers_hist"][probe["step"]] == 4
+        triggers = [e for e in entries if "freeze_trigger" in e]
+        assert len(triggers) == 1
+        assert set(triggers[0]["freeze_trigger"]) >= {"reached_start", "stable_ok"}
+        stages = [e["final_recovery_stage"] for e in entries if "final_recovery_stage" in e]
+        if "staged" in name or name == "teacher":
+            assert stages
+            assert stages == ["stage1", "stage2", "stage3_full"][-len(stages) :] or stages[0] == (
+                "stage1"
+            )
+        assert min(trace["active_layers_hist"]) < 4
+
+
+def test_budgets_are_obeyed(made):
+    result = made[3]
+    config, rows = result["config"], result["results"]
+    if not config["equal_time_budget"]:
+        assert all(row["steps_executed"] == config["steps"] for row in rows)
+        return
+    full = next(row for row in rows if row["schedule"] == "full_update")
+    fixed = config.get("time_budget_ms")
+    budget = full["elapsed_ms"] if fixed is None else fixed
+    if fixed is None:
+        assert full["steps_executed"] == config["steps"]
+    limit = max(config["steps"], round(config["steps"] * config["max_steps_multiplier"]))
+    for row in rows:
+        steps, times = row["steps_executed"], result["traces"][row["schedule"]]["step_times_ms"]
+        assert steps >= config["warmup_ignore_steps"]
+        assert steps <= limit
+        assert row["elapsed_ms"] >= budget or steps == limit
+        assert sum(times[:-1]) < budget or steps == config["warmup_ignore_steps"]
+
+
+def test_it_replays(made, capsys):
+    _, path, _, result = made
+    assert main(["--replay", str(path)]) == 0
+    steps = sum(row["steps_executed"] for row in result["results"])
+    assert capsys.readouterr().out == f"{path}: {steps} steps, 0 differences\n"
+    spoilt = json.loads(path.read_text())
+    spoilt["traces"]["static_suffix"]["active_layers_hist"][1] += 1
+    other = path.with_name("spoilt.json")
+    other.write_text(json.dumps(spoilt))
+    assert main(["--replay", str(path), str(other)]) == 1
+    said = capsys.readouterr().out
+    assert f"{other}: {steps} steps, 1 differences" in said
+    assert "static_suffix step 1" in said
+    spoilt["traces"]["static_suffix"]["active_layers_hist"][1] -= 1
+    spoilt["traces"]["dynamic_suffix"]["active_layers_hist"][-1] -= 1
+    other.write_text(json.dumps(spoilt))
+    assert main(["--replay", str(other)]) == 1
