@@ -30,19 +30,29 @@ class Expected:
         self._model: Stack = task.model()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=config.lr)
         self._batch = task.batch(0)
-        self._schedulers: dict[int, BlockScheduler] = {}
+        self._rounds = 0
+        self._now: dict[tuple[str, int], float] = {}
         self.round()
-        self._parts.clear()  # the first round only warms up
 
     def round(self) -> None:
         """Time every part, and a whole step at each anchor, once."""
+        self._now = {}
         for k in self.anchors:
             scheduler = BlockScheduler(
-                self._model, self._optimizer, StaticSuffix(active=k), total_steps=1 << 40
+                self._model,
+                self._optimizer,
+                StaticSuffix(active=k),
+                total_steps=1 << 40,
+                blocks="blocks",
             )
             self._whole_step(scheduler, k)
             self._apart(k)
             scheduler.close()
+        if self._rounds == 1:
+            self._parts.clear()  # the first round only warmed up
+        for key, ms in self._now.items():
+            self._parts[key].append(ms)
+        self._rounds += 1
 
     def step_ms(self, active: int) -> float:
         """The expected time of a step with `active` blocks in the suffix."""
@@ -93,12 +103,12 @@ class Expected:
                 x = task.forward(block, x)
             return x
 
-        if whole:
-            stem = run_stem()  # its forward is timed with the suffix, whose backward runs through
-            self._parts["stem and prefix", k].append(0.0)
-        else:
-            with torch.no_grad():
-                stem = self._timed("stem and prefix", k, run_stem)
+        with torch.no_grad():
+            if whole:  # the stem is timed with the suffix, since backward runs through both
+                stem = run_stem()
+                self._now["stem and prefix", k] = 0.0
+            else:
+                stem = self._timed("stem and prefix", k, run_stem).detach()
         grad = torch.randn_like(stem)
 
         def suffix() -> Tensor:
@@ -126,7 +136,7 @@ class Expected:
         start = time.perf_counter()
         result = part()
         self._synchronize()
-        self._parts[name, k].append((time.perf_counter() - start) * 1e3)
+        self._now[name, k] = (time.perf_counter() - start) * 1e3
         return result
 
     def _median(self, name: str, k: int) -> float:

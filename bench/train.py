@@ -63,6 +63,7 @@ class Arm:
             schedule,
             total_steps=config.steps if budget_ms is None else None,
             time_budget_s=None if budget_ms is None else budget_ms / 1e3,
+            blocks="blocks",
             clock=self._clock,
         )
         self._trace = DynamicTrace(schedule) if isinstance(schedule, DynamicSuffix) else None

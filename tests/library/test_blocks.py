@@ -87,7 +87,9 @@ def test_stem_by_name_module_or_parameter(tiny):
 def test_shared_weights_are_refused(tiny):
     model = tiny()
     model.blocks[2].inner.weight = model.blocks[0].inner.weight
-    with pytest.raises(ValueError, match=r"inner.weight of block blocks.2 is also in block blocks.0"):
+    with pytest.raises(
+        ValueError, match=r"inner.weight of block blocks.2 is also in block blocks.0"
+    ):
         find_blocks(model)
     model = tiny()
     model.blocks[3] = model.blocks[0]

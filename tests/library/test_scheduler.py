@@ -219,6 +219,7 @@ def test_a_closure_is_measured_after_it_ran(tiny):
         optimizer = sgd(model)
         scheduler = BlockScheduler(model, optimizer, MOVING, total_steps=20)
         for step in range(6):
+
             def closure(model=model, optimizer=optimizer, step=step):
                 optimizer.zero_grad()
                 loss = model.loss(step)
@@ -474,3 +475,23 @@ def test_the_loss_may_be_left_out_where_nothing_asks_for_it(tiny):
         scheduler.step()
     assert scheduler.state.loss_ema is None
     assert sum(scheduler.state.relevance_ema) > 0
+
+
+@pytest.mark.cuda
+def test_a_step_that_decides_nothing_never_waits_for_the_gpu(tiny):
+    model = tiny().cuda()
+    model.loss = lambda step: model(torch.full((6,), step % 16, device="cuda")).square().mean()
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = BlockScheduler(model, optimizer, GATED, total_steps=100)
+    for step in range(7):
+        loss = model.loss(step)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("default" if scheduler.plan.probe else "error")
+        try:
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step < 6:
+                scheduler.step(loss)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
