@@ -76,7 +76,9 @@ class Config:
     seq_len: int = number(1024, "positions in a row", ge=1)
     steps: int = number(200, "steps of full_update, which set the time budget", ge=1)
     equal_time_budget: bool = text(False, "give every schedule the time of full_update")
-    max_steps_multiplier: float = number(3.0, "equal time: at most so many times --steps", ge=1)
+    max_steps_multiplier: float = number(
+        3.0, "equal time: at most so many times --steps", ge=1, le=1e6
+    )
     lr: float = number(3e-4, "learning rate of AdamW", gt=0)
     weight_decay: float = number(0.0, "weight decay of AdamW", ge=0)
     teacher_noise: float = number(0.02, "teacher: the student's distance at the start", ge=0)

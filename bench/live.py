@@ -12,9 +12,9 @@ from bench.train import Arm
 class Live:
     """Redraws a line per schedule on a terminal; elsewhere prints one at each validation."""
 
-    def __init__(self, stream: TextIO = sys.stdout) -> None:
-        self._stream = stream
-        self._redraws = stream.isatty()
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._redraws = self._stream.isatty()
         self._drawn = 0
         self._last = 0.0
 

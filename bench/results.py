@@ -105,6 +105,9 @@ def counted_ms(arm: Arm, config: Config) -> list[float]:
 
 def time_to_loss_ms(val_trace: Sequence[Mapping[str, Any]], target: float) -> float | None:
     """When the validation loss first reached `target`, on the line between two validations."""
+    if val_trace and val_trace[0]["val_loss"] <= target:
+        first: float = val_trace[0]["elapsed_ms"]
+        return first
     for before, after in itertools.pairwise(val_trace):
         if before["val_loss"] > target >= after["val_loss"]:
             share = (before["val_loss"] - target) / (before["val_loss"] - after["val_loss"])
@@ -123,7 +126,7 @@ def _row(arm: Arm, full: Arm | None, config: Config, expected: Expected | None) 
     return {
         "schedule": arm.name,
         "steps_executed": len(arm.steps),
-        "elapsed_ms": arm.elapsed_ms,
+        "elapsed_ms": sum(step.ms for step in arm.steps),
         "final_val_loss": arm.val_trace[-1]["val_loss"] if arm.finished else None,
         "train_loss_start": arm.steps[0].loss,
         "train_loss_end": arm.steps[-1].loss,

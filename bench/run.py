@@ -65,7 +65,7 @@ def replay_files(names: Sequence[str]) -> int:
             raise UserError(
                 f"{name} is not JSON or is cut off ({error}): give a whole result file"
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{name} cannot be replayed: {error}") from None
         print(f"{name}: {steps} steps, {len(differences)} differences")
         for difference in differences[:_SHOWN]:
@@ -164,8 +164,9 @@ class Run:
 
     def _measured_budget_ms(self) -> float:
         """--steps times the median of a few full steps, which are then discarded."""
-        sample = Arm("full_update", FullUpdate(), self.task, self.config, None)
-        sample.advance(10)
+        few = dataclasses.replace(self.config, steps=10)
+        sample = Arm("full_update", FullUpdate(), self.task, few, None)
+        sample.advance(few.steps)
         return self.config.steps * statistics.median(step.ms for step in sample.steps[3:])
 
 

@@ -48,7 +48,8 @@ class Arm:
     ) -> None:
         self.name, self.schedule = name, schedule
         self.budget_ms = budget_ms
-        self.steps: list[StepRecord] = []
+        self.steps: list[StepRecord] = []  # those that have ended, their reading included
+        self._last: StepRecord | None = None
         self.val_trace: list[dict[str, float]] = []
         self.peak_bytes = 0
         self._task, self._config = task, config
@@ -87,7 +88,7 @@ class Arm:
     @property
     def finished(self) -> bool:
         """Whether the steps, or the time, are used up."""
-        count, config = len(self.steps), self._config
+        count, config = self._count, self._config
         if self.budget_ms is None:
             return count >= config.steps
         spent = self.elapsed_ms >= self.budget_ms and count >= config.warmup_ignore_steps
@@ -95,8 +96,13 @@ class Arm:
 
     @property
     def dynamic_trace(self) -> list[dict[str, Any]]:
-        """The experiment's dynamic_trace, [] for the other schedules."""
-        return [] if self._trace is None else self._trace.entries
+        """The experiment's dynamic_trace of the steps that have ended, [] without probes."""
+        entries = [] if self._trace is None else self._trace.entries
+        return [entry for entry in entries if entry["step"] < len(self.steps)]
+
+    @property
+    def _count(self) -> int:
+        return len(self.steps) + (self._last is not None)
 
     def advance(self, steps: int) -> bool:
         """Run up to `steps` more steps; whether a validation fell due (and was made) on the way."""
@@ -105,8 +111,8 @@ class Arm:
             self._evaluate()
         for _ in range(steps):
             self._step()
-            if self.finished:
-                self._end_step()
+            if self.finished and self._last is not None:
+                self._end_step(self._last)
             if self.finished or self.fraction * EVALUATIONS >= len(self.val_trace):
                 self._evaluate()
             if self.finished:
@@ -114,14 +120,14 @@ class Arm:
         return len(self.val_trace) > before
 
     def _step(self) -> None:
-        inputs, targets = self._task.batch(len(self.steps))
+        inputs, targets = self._task.batch(self._count)
         if self._task.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._task.device)
         standing = self._allocated()
         self._synchronize()
         start = time.perf_counter()
-        if self.steps:
-            self._end_step()
+        if self._last is not None:
+            self._end_step(self._last)
         elif self._trace is not None:
             self._trace.planned(self._scheduler.progress, self._scheduler.plan)
         decay = 1.0 - self.fraction if self._config.lr_decay == "linear" else 1.0
@@ -135,20 +141,21 @@ class Arm:
         self._synchronize()
         ms = (time.perf_counter() - start) * 1e3
         plan = self._scheduler.plan
-        self.steps.append(StepRecord(ms, value, len(plan.active), plan.probe))
+        self._last = StepRecord(ms, value, len(plan.active), plan.probe)
         self._clock.elapsed_ms += ms
         self._note_memory(inputs, standing)
 
-    def _end_step(self) -> None:
-        """Hand the last step's loss to the scheduler, which plans the next; part of that one."""
-        scheduler, loss = self._scheduler, self.steps[-1].loss
+    def _end_step(self, last: StepRecord) -> None:
+        """Hand a step's loss to the scheduler, which plans the next; on the clock of that one."""
+        scheduler = self._scheduler
         plan, state = scheduler.plan, scheduler.state
-        scheduler.step(loss)
+        scheduler.step(last.loss)
         if self._trace is not None:
-            reading = Reading(loss)
-            self._trace.observed(len(self.steps) - 1, plan, reading, state, scheduler.state)
-            if not self.finished:
-                self._trace.planned(scheduler.progress, scheduler.plan)
+            reading = Reading(last.loss)
+            self._trace.observed(len(self.steps), plan, reading, state, scheduler.state)
+            self._trace.planned(scheduler.progress, scheduler.plan)
+        self.steps.append(last)
+        self._last = None
 
     def _evaluate(self) -> None:
         self._model.eval()
@@ -160,7 +167,7 @@ class Arm:
         self._model.train()
         self.val_trace.append(
             {
-                "step": len(self.steps),
+                "step": self._count,
                 "elapsed_ms": self.elapsed_ms,
                 "val_loss": sum(losses) / len(losses),
             }

@@ -6,6 +6,7 @@ the threshold less aggressive.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,11 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     full, dynamic = rows.get("full_update"), rows.get("dynamic_suffix")
     if full is None or dynamic is None:
         return ["No verdict: it compares dynamic_suffix with full_update; run both."]
-    if full["final_val_loss"] is None or dynamic["final_val_loss"] is None:
+    if not (_known(full["final_val_loss"]) and _known(dynamic["final_val_loss"])):
         return ["No verdict: a run without a finite final loss (unfinished, or diverged)."]
     config = result["config"]
     speed = dynamic["speedup_vs_full"]
-    given_up = dynamic["final_val_loss"] / full["final_val_loss"] - 1.0
+    given_up = _relative(dynamic["final_val_loss"], full["final_val_loss"])
     fast, good = speed >= CLEARLY_FASTER, given_up <= config["accept_loss"]
     lines = [
         ("Keep dynamic_suffix" if fast and good else "Do not keep dynamic_suffix")
@@ -46,9 +47,9 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
 
 def _noise(rows: Mapping[str, Any], full: Mapping[str, Any], given_up: float) -> list[str]:
     again = rows.get("full_update#2")
-    if again is None or again["final_val_loss"] is None:
+    if again is None or not _known(again["final_val_loss"]):
         return []
-    noise = abs(again["final_val_loss"] / full["final_val_loss"] - 1.0)
+    noise = abs(_relative(again["final_val_loss"], full["final_val_loss"]))
     within = "; the difference is within it" if abs(given_up) <= noise else ""
     return [
         f"The same full_update run twice differs by {noise:.2%} in loss and "
@@ -64,6 +65,17 @@ def _time_to_quality(full: Mapping[str, Any], dynamic: Mapping[str, Any]) -> lis
     return [f"It reached full_update's final loss after {share:.0%} of full_update's time."]
 
 
+def _known(loss: float | None) -> bool:
+    return loss is not None and math.isfinite(loss)
+
+
+def _relative(loss: float, reference: float) -> float:
+    """How much higher `loss` is than `reference`, as a fraction of it."""
+    if loss == reference:
+        return 0.0
+    return loss / reference - 1.0 if reference else math.inf
+
+
 def _advice(title: str, moves: Sequence[str]) -> list[str]:
     return [title, *(f"  {move}" for move in moves)]
 
@@ -77,7 +89,8 @@ def _for_quality(config: Mapping[str, Any], trace: Mapping[str, Any]) -> list[st
     most = min(config["dyn_max_active_layers"] or n, n)
     probes = [e for e in trace["dynamic_trace"] if e.get("probe")]
     at_least = sum(k <= least for k in frozen) / len(frozen)
-    at_cap = sum(e["active_layers_next"] >= e["active_budget"] for e in probes) / len(probes)
+    capped = [e["active_layers_next"] >= e["active_budget"] for e in probes] or [True]
+    at_cap = sum(capped) / len(capped)
     moves = []
     if at_least > 0.5 and least < n:
         moves.append(

@@ -10,8 +10,6 @@ from torch.nn import functional
 from bench.config import Config
 from bench.tasks.parts import NormHead, ReluSquaredMLP, Stack, generator
 
-_WEIGHTS, _VALIDATION = 2**31, 2**31 + 1  # streams of the seed beyond any step's
-
 
 class TeacherTask:
     """Inputs are noise, targets the teacher's outputs; weights are held in the run's dtype."""
@@ -25,7 +23,7 @@ class TeacherTask:
             torch.manual_seed(config.seed)
             teacher = self._build()
         self._teacher = teacher.to(device, self._dtype).requires_grad_(False)
-        noise = generator(torch.device("cpu"), config.seed, _WEIGHTS)
+        noise = generator(torch.device("cpu"), config.seed, "student")
         student = copy.deepcopy(teacher).float().cpu()
         with torch.no_grad():
             for parameter in student.parameters():
@@ -44,10 +42,10 @@ class TeacherTask:
         return copy.deepcopy(self._student).to(self.device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        return self._draw(generator(self.device, self._config.seed, step))
+        return self._draw(generator(self.device, self._config.seed, f"batch {step}"))
 
     def validation(self) -> list[tuple[Tensor, Tensor]]:
-        source = generator(self.device, self._config.seed, _VALIDATION)
+        source = generator(self.device, self._config.seed, "validation")
         return [self._draw(source) for _ in range(self._config.val_batches)]
 
     def _draw(self, source: torch.Generator) -> tuple[Tensor, Tensor]:

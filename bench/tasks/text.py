@@ -94,7 +94,7 @@ class TextTask:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         config, text = self._config, self._corpus.train
-        source = generator(torch.device("cpu"), config.seed, step)
+        source = generator(torch.device("cpu"), config.seed, f"batch {step}")
         last = len(text) - config.seq_len
         return self._windows(
             text, torch.randint(last, (config.batch_size,), generator=source).tolist()

@@ -348,7 +348,8 @@ class DynamicSuffix:
         held = list(itertools.accumulate(reversed(relevance)))
         if held[-1] <= 0:
             return budget
-        wanted = self.relevance_threshold * held[-1]
+        # The slack lets a tie be a tie whatever the rounding of the sums.
+        wanted = self.relevance_threshold * held[-1] * (1.0 - _TINY)
         sizes = range(self.min_active, budget + 1)
         return next((k for k in sizes if held[k - 1] >= wanted), budget)
 

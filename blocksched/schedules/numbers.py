@@ -56,7 +56,8 @@ def check_numbers(owner: Any, label: Callable[[str], str] = str) -> None:
             _require(whole, label(field.name), "a whole number", value)
         elif isinstance(field.default, float) or (field.default is None and value is not None):
             real = isinstance(value, (int, float)) and not isinstance(value, bool)
-            _require(real and math.isfinite(value), label(field.name), "a finite number", value)
+            finite = real and -math.inf < value < math.inf
+            _require(finite, label(field.name), "a finite number", value)
         _check_bounds(value, field.metadata, label(field.name))
 
 

@@ -103,6 +103,11 @@ class _Run:
         self.schedule: Schedule[Any] = from_flags(name, config)[0]
         self.entries: dict[int, list[Mapping[str, Any]]] = collections.defaultdict(list)
         for entry in _entries(name, trace):
+            if not 0 <= entry["step"] < len(self.active):
+                raise ValueError(
+                    f"traces.{name}.dynamic_trace speaks of step {entry['step']}, of which there "
+                    f"are {len(self.active)}; give a whole result file"
+                )
             self.entries[entry["step"]].append(entry)
         self.relevance = self._raw_relevance()
 

@@ -88,9 +88,7 @@ def given(line: str) -> dict:
 
 
 def test_the_flags_are_frozen():
-    defaults = {
-        field.name.replace("_", "-"): field.default for field in dataclasses.fields(Config)
-    }
+    defaults = {field.name.replace("_", "-"): field.default for field in dataclasses.fields(Config)}
     assert defaults == EXPERIMENT | OURS
     options = {o for action in parser()._actions for o in action.option_strings}
     assert options >= {f"--{name}" for name in defaults}
@@ -122,7 +120,7 @@ def test_small_is_the_cpu_default(line):
     assert config.interleave
     assert config.steps >= 250
     assert config.val_batches >= 16
-    assert config.n_layers == 8
+    assert (config.dmodel, config.n_layers, config.batch_size, config.seq_len) == (128, 8, 8, 128)
     assert "full_update#2" in config.names
 
 

@@ -46,7 +46,7 @@ def test_the_first_round_only_warms_up(expected):
     assert {len(times) for times in expected._parts.values()} == {2}
 
 
-def test_one_block(monkeypatch):
+def test_one_block():
     config = resolve({**TINY, "n_layers": 1, "static_active_layers": 1})
     made = Expected(TeacherTask(config, torch.device("cpu")), config)
     assert made.anchors == [1]

@@ -71,8 +71,16 @@ def test_the_experiments_flags_point_to_its_task(extra, said, tiny, tmp_path, ca
     assert ("--task teacher" in capsys.readouterr().out) is said
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
-@pytest.mark.parametrize("mode", [STEPS, EQUAL, [*EQUAL, "--interleave"], [*STEPS, "--interleave"]])
+@pytest.mark.parametrize(
+    ("steps", "mode"),
+    [
+        (1, STEPS),
+        (5, EQUAL),
+        (5, [*STEPS, "--interleave"]),
+        (5, [*EQUAL, "--interleave"]),
+        (3, [*EQUAL, "--interleave"]),
+    ],
+)
 def test_very_short_runs(steps, mode, tiny, tmp_path):
     result = result_of([*tiny, *mode, "--steps", str(steps)], tmp_path / "r.json")
     least = 5 if "--equal-time-budget" in mode and "--interleave" in mode else steps
@@ -101,5 +109,4 @@ def test_a_diverged_run_gives_no_verdict(tiny, tmp_path, capsys):
     assert result["results"][0]["final_val_loss"] is None
     said = capsys.readouterr().out
     assert "No verdict" in said
-    assert "nan" not in said
     assert main(["--replay", str(tmp_path / "r.json")]) == 0

@@ -87,9 +87,7 @@ def test_budget_stays_with_adapt_budget_off():
     ],
 )
 def test_without_decay_a_loss_is_compared_with_the_lowest(upper, lower, story):
-    schedule = dataclasses.replace(
-        ADAPT, loss_ema_decay=None, loss_upper=upper, loss_lower=lower
-    )
+    schedule = dataclasses.replace(ADAPT, loss_ema_decay=None, loss_upper=upper, loss_lower=lower)
     found = budgets(schedule, [loss for loss, _ in story], start=3)
     assert [b for b, _, _ in found] == [b for _, b in story]
 
