@@ -136,7 +136,7 @@ SMALL: dict[str, Any] = {
     "dmodel": 128,
     "n_layers": 8,
     "seq_len": 128,
-    "steps": 300,
+    "steps": 250,
     "equal_time_budget": True,
     "interleave": True,
     "lr": 2e-3,
@@ -147,8 +147,8 @@ SMALL: dict[str, Any] = {
     "dyn_probe_every": 20,
     "dyn_refresh_every": 0,
     "dyn_freeze_start_frac": 0.1,
-    "dyn_min_active_layers": 4,
-    "dyn_max_active_layers": 6,
+    "dyn_min_active_layers": 3,
+    "dyn_max_active_layers": 5,
     "dyn_final_full_frac": 0.1,
 }
 
