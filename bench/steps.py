@@ -20,32 +20,38 @@ from bench.expected import Expected
 from bench.tasks.text import TextTask
 from blocksched import BlockScheduler, FullUpdate
 
-_TURNS = 4  # steps of each loop in a round
+_TURNS = 6  # timed steps with and without the scheduler in a round
 
 
 class Loop:
-    """A training loop of full updates, with or without a scheduler."""
+    """A loop of full updates; the scheduler comes and goes, weights and memory stay the same."""
 
-    def __init__(self, task: TextTask, attached: bool) -> None:
+    def __init__(self, task: TextTask) -> None:
         self._task = task
         self._model = task.model()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4)
-        self._scheduler = None
-        if attached:
-            self._scheduler = BlockScheduler(
-                self._model, self._optimizer, FullUpdate(), total_steps=1 << 40
-            )
         self._inputs, self._targets = task.batch(0)
 
-    def step_ms(self) -> float:
-        """The time of one step."""
+    def steps_ms(self, attached: bool) -> list[float]:
+        """The times of a few steps, with a scheduler attached or without."""
+        scheduler = None
+        if attached:
+            scheduler = BlockScheduler(
+                self._model, self._optimizer, FullUpdate(), total_steps=1 << 40
+            )
+        times = [self._step_ms(scheduler) for _ in range(_TURNS + 1)]
+        if scheduler is not None:
+            scheduler.close()
+        return times[1:]  # the first is watched: a boundary was set
+
+    def _step_ms(self, scheduler: BlockScheduler | None) -> float:
         start = time.perf_counter()
         loss = self._task.loss(self._task.forward(self._model, self._inputs), self._targets)
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        if self._scheduler is not None:
-            self._scheduler.step(loss)
+        if scheduler is not None:
+            scheduler.step(loss)
         loss.item()
         return (time.perf_counter() - start) * 1e3
 
@@ -55,20 +61,18 @@ def main(rounds: int) -> None:
     config = resolve({})
     task = TextTask(config, resolve_device(config.device))
     expected = Expected(task, config)
-    loops = {"bare": Loop(task, attached=False), "attached": Loop(task, attached=True)}
-    times: dict[str, list[float]] = {name: [] for name in loops}
+    loop = Loop(task)
+    over = []
     for turn in range(rounds):
         expected.round()
-        order = list(loops) if turn % 2 else list(loops)[::-1]
-        for name in order:
-            loops[name].step_ms()  # the other loop has cooled the cache
-            times[name].append(statistics.median(loops[name].step_ms() for _ in range(_TURNS)))
+        order = (False, True) if turn % 2 else (True, False)
+        times = {attached: statistics.median(loop.steps_ms(attached)) for attached in order}
+        over.append(times[True] / times[False])
     print(f"{task.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{config.n_layers} blocks of width {config.dmodel}, {rounds} rounds, medians")
-    for k, over in expected.efficiency().items():
-        print(f"k={k:<2} whole step / sum of its parts  {over:.3f}")
-    pairs = zip(times["attached"], times["bare"], strict=True)
-    print(f"scheduler attached / bare loop     {statistics.median(a / b for a, b in pairs):.4f}")
+    for k, ratio in expected.efficiency().items():
+        print(f"k={k:<2} whole step / sum of its parts  {ratio:.3f}")
+    print(f"scheduler attached / bare loop     {statistics.median(over):.4f}")
 
 
 if __name__ == "__main__":
