@@ -156,7 +156,7 @@ class Run:
         validated = arm.advance(steps)
         if validated and self.expected is not None:
             self._validations += 1
-            if self._validations % len(self.schedules) == 0:
+            if self._validations % (2 * len(self.schedules)) == 0:
                 self.expected.round()
         self._live.update(self.arms, arm, validated, self.config.n_layers)
         if arm.finished:

@@ -36,7 +36,9 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
         + f"{abs(given_up):.2%} {'higher' if given_up > 0 else 'lower'}"
         + f" ({config['accept_loss']:.2%} higher is accepted)."
     )
-    lines += _noise(rows, full, given_up) + _time_to_quality(full, dynamic)
+    lines += _noise(rows, full, given_up)
+    if config["equal_time_budget"]:
+        lines += _time_to_quality(full, dynamic) + _best(rows, full)
     trace = result["traces"]["dynamic_suffix"]
     if not good:
         lines += _advice("The quality falls short. To move:", _for_quality(config, trace))
@@ -60,13 +62,23 @@ def _noise(rows: Mapping[str, Any], full: Mapping[str, Any], given_up: float) ->
 def _time_to_quality(full: Mapping[str, Any], dynamic: Mapping[str, Any]) -> list[str]:
     reached = dynamic["time_to_full_loss_ms"]
     if reached is None:
-        return ["It never reached full_update's final loss."]
+        return ["It did not beat full_update: it never reached full_update's final loss."]
     share = reached / full["elapsed_ms"]
     return [f"It reached full_update's final loss after {share:.0%} of full_update's time."]
 
 
 def _known(loss: float | None) -> bool:
     return loss is not None and math.isfinite(loss)
+
+
+def _best(rows: Mapping[str, Any], full: Mapping[str, Any]) -> list[str]:
+    """The schedule with the lowest loss, if it is none of the two that the verdict is about."""
+    known = [row for row in rows.values() if _known(row["final_val_loss"])]
+    best = min(known, key=lambda row: row["final_val_loss"])
+    if best["schedule"].partition("#")[0] in ("full_update", "dynamic_suffix"):
+        return []
+    lower = -_relative(best["final_val_loss"], full["final_val_loss"])
+    return [f"The lowest loss is {best['schedule']}'s: {lower:.2%} below full_update's."]
 
 
 def _relative(loss: float, reference: float) -> float:

@@ -161,6 +161,19 @@ def test_never_reached():
     assert "never reached" in said(made)
 
 
+def test_another_schedule_with_the_lowest_loss_is_named_at_equal_time():
+    made = result()
+    made["results"].append(row("static_suffix", 1.8, 1.5))
+    assert "lowest loss is static_suffix's: 10.00% below" in said(made)
+    made["results"][-1]["final_val_loss"] = NAN
+    assert "lowest loss" not in said(made)
+    made["results"][-1]["final_val_loss"] = 2.2
+    assert "lowest loss" not in said(made)
+    steps = result(equal_time_budget=False)
+    steps["results"].append(row("static_suffix", 1.8, 1.5))
+    assert "lowest loss" not in said(steps)
+
+
 def test_advice_names_real_flags():
     fields = {f"--{name.replace('_', '-')}" for name in Config.__dataclass_fields__}
     for made in (result(3.0, probes=[probe(4, 6, FLAT)]), result(2.0, 1.0), result(3.0, 1.0)):
