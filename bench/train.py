@@ -11,7 +11,7 @@ from blocksched import BlockScheduler
 from blocksched.schedules import DynamicSuffix, Reading, Schedule
 from blocksched.schedules.trace import DynamicTrace
 
-EVALUATIONS = 10  # validations of a run after the one at its start, spread evenly over its clock
+EVALUATIONS = 8  # validations of a run after the one at its start, spread evenly over its clock
 
 
 class StepRecord(NamedTuple):

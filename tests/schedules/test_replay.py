@@ -13,8 +13,7 @@ from blocksched.schedules.replay import replay
 from blocksched.schedules.trace import DynamicTrace
 
 N = 6
-SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
-REAL = SHARED / "recording_4090_staged_saliency.json"
+REAL = pathlib.Path(__file__).parents[1] / "data" / "recording_4090_staged_saliency.json"
 PROBES = {
     "dyn_warmup_steps": 3, "dyn_probe_every": 4, "dyn_refresh_every": 10,
     "dyn_relevance_threshold": 0.7, "dyn_min_active_layers": 2, "dyn_ema_decay": 0.5,
@@ -172,6 +171,5 @@ def test_an_added_probe_shows_at_its_step():
     assert 7 in the_steps(recording)
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the recording is not here")
 def test_the_original_recording_replays():
     assert replay(json.loads(REAL.read_text())) == (4228, [])
