@@ -32,7 +32,7 @@ class Expected:
         self._model: Stack = task.model()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=config.lr)
         self._batch = task.batch(0)
-        self._rounds = 0
+        self.rounds = -1  # the first only warms up
         self._now: dict[tuple[str, int], float] = {}
         self.round()
 
@@ -52,11 +52,11 @@ class Expected:
             for _ in range(2):
                 self._whole_step(scheduler, k)
             scheduler.close()
-        if self._rounds == 1:
-            self._parts.clear()  # the first round only warmed up
+        if self.rounds == 0:
+            self._parts.clear()
         for key, ms in self._now.items():
             self._parts[key].append(ms)
-        self._rounds += 1
+        self.rounds += 1
 
     def step_ms(self, active: int) -> float:
         """The expected time of a step with `active` blocks in the suffix."""

@@ -31,6 +31,7 @@ class Loop:
         self._model = task.model()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4)
         self._inputs, self._targets = task.batch(0)
+        self.calls_ms: list[float] = []  # of scheduler.step alone
 
     def steps_ms(self, attached: bool) -> list[float]:
         """The times of a few steps, with a scheduler attached or without."""
@@ -51,7 +52,9 @@ class Loop:
         self._optimizer.step()
         self._optimizer.zero_grad()
         if scheduler is not None:
+            called = time.perf_counter()
             scheduler.step(loss)
+            self.calls_ms.append((time.perf_counter() - called) * 1e3)
         loss.item()
         return (time.perf_counter() - start) * 1e3
 
@@ -62,17 +65,24 @@ def main(rounds: int) -> None:
     task = TextTask(config, resolve_device(config.device))
     expected = Expected(task, config)
     loop = Loop(task)
-    over = []
+    over, bare = [], []
     for turn in range(rounds):
         expected.round()
         order = (False, True) if turn % 2 else (True, False)
         times = {attached: statistics.median(loop.steps_ms(attached)) for attached in order}
         over.append(times[True] / times[False])
+        bare.append(times[False])
     print(f"{task.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{config.n_layers} blocks of width {config.dmodel}, {rounds} rounds, medians")
     for k, ratio in expected.efficiency().items():
         print(f"k={k:<2} whole step / sum of its parts  {ratio:.3f}")
-    print(f"scheduler attached / bare loop     {statistics.median(over):.4f}")
+    spread = statistics.quantiles(over, n=4)
+    print(
+        f"scheduler attached / bare loop     {statistics.median(over):.4f} "
+        f"(middle half of the rounds {spread[0]:.3f} to {spread[2]:.3f})"
+    )
+    call, step = statistics.median(loop.calls_ms), statistics.median(bare)
+    print(f"scheduler.step alone               {call * 1e3:.0f} us, {call / step:.3%} of a step")
 
 
 if __name__ == "__main__":
