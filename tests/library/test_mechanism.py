@@ -110,6 +110,18 @@ def test_zero_grad_to_zero_does_not_make_frozen_weights_drift(tiny):
     assert not moved(model.blocks[0], before)
 
 
+def test_a_gradient_left_from_before_the_freeze_is_not_applied(tiny):
+    model = tiny()
+    optimizer = all_adamw(model)
+    mechanism = Mechanism(find_blocks(model))
+    train(model, optimizer, mechanism, range(4))
+    model.loss(1).backward()
+    before = snapshot(model)
+    mechanism.apply((3,))
+    optimizer.step()
+    assert not [name for name in moved(model, before) if name.startswith(("blocks.0", "embed"))]
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_backward_of_a_suffix_touches_no_prefix_module(tiny, tied):
     model = tiny(tied=tied)
