@@ -495,3 +495,13 @@ def test_a_step_that_decides_nothing_never_waits_for_the_gpu(tiny):
                 scheduler.step(loss)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_watch_ends_with_the_first_step_after_a_change(tiny):
+    model = tiny()
+    optimizer = sgd(model)
+    scheduler = BlockScheduler(model, optimizer, FullUpdate(), total_steps=9)
+    weight = model.blocks[0].inner.weight
+    assert weight._post_accumulate_grad_hooks
+    one_step(model, optimizer, scheduler, 0)
+    assert not weight._post_accumulate_grad_hooks
