@@ -1,0 +1,268 @@
+"""AdamW in one pass over the active blocks, sums included on probes."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blocksched import ops
+
+_MOMENTS = "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master_param"
+
+
+class AdamW(torch.optim.AdamW):
+    """A stand-in for torch.optim.AdamW: the same arguments, state and checkpoints.
+
+    Parameters without a gradient are left alone, as in torch. Moments are float32 (float64 for
+    float64 parameters) whatever the parameters' dtype, where torch's have the parameters'. Step
+    counts live with their parameter. `foreach` and `fused` choose between implementations of torch
+    and change nothing here.
+
+    Args:
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, capturable: as torch.optim.AdamW; lr
+            and betas may be tensors with one number, on the device then if capturable.
+        backend: "auto": Triton on a GPU, eager torch elsewhere and for float64; or "triton", "eager".
+        master_weights: keep float32 weights behind bfloat16 and float16 parameters, in the state as
+            `master_param`.
+        moment_dtype: torch.bfloat16 keeps the moments in 2 bytes, rounded stochastically so that
+            small changes are not lost; None is float32.
+        seed: of that rounding, 0 .. 2^31 - 1; random numbers follow from it, the parameter's place
+            in the groups and its step count, so a resumed run draws the same.
+
+    Raises:
+        ValueError: an option out of range, a back end that is not there, `differentiable`, or
+            complex parameters.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        backend: ops.Backend = "auto",
+        master_weights: bool = False,
+        moment_dtype: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> None:
+        ops.check_backend(backend)
+        if differentiable:
+            raise ValueError(
+                "blocksched.AdamW updates in place and has no gradient of its own, got "
+                "differentiable=True: use torch.optim.AdamW for that"
+            )
+        if moment_dtype not in (None, torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"moment_dtype must be torch.bfloat16 or torch.float32, got {moment_dtype}"
+            )
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"seed must be 0 .. {2**31 - 1}, got {seed}")
+        self.backend: ops.Backend = backend
+        self.master_weights = master_weights
+        self.moment_dtype = moment_dtype or torch.float32
+        self._seed = seed
+        self.set_blocks([])
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach,
+            capturable=capturable, fused=fused,
+        )  # fmt: skip
+        self._step_supports_amp_scaling = True  # a GradScaler hands over grad_scale and found_inf
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; complex parameters are refused."""
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if p.is_complex():
+                self.param_groups.pop()
+                raise ValueError(
+                    f"blocksched.AdamW takes real parameters, got {p.dtype}: pass "
+                    "torch.view_as_real(...) or use torch.optim.AdamW"
+                )
+        if self.moment_dtype == torch.bfloat16:
+            self.param_groups[-1].setdefault("seed", self._seed)
+
+    def set_blocks(
+        self, blocks: Sequence[Iterable[Tensor]], stem: Iterable[Tensor] = ()
+    ) -> None:
+        """Tell which parameters make up each block, in order, and the stem; BlockScheduler does.
+
+        What is active together is then updated in one launch, and `measure` knows what to sum. None
+        of it is saved with the state.
+        """
+        self._blocks = [list(block) for block in blocks]
+        self._place = {p: -1 for p in stem}
+        self._place |= {p: b for b, block in enumerate(self._blocks) for p in block}
+        self._measure = False
+        self.block_sums: Tensor | None = None
+
+    def measure(self) -> None:
+        """Have the next step leave `block_sums`: tensor [blocks, 3] of sum |g p|, g^2 and p^2, of
+        the gradients as they are used and the parameters before the update; NaN for a step that a
+        GradScaler's found_inf skipped. float32 from Triton, else float64."""
+        self._measure = True
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss and the gradients again; its result is returned.
+
+        Raises:
+            RuntimeError: a gradient is sparse or not of its parameter's dtype, or the step is
+                captured in a CUDA graph without `capturable`.
+        """
+        self._check_capture()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        sums, self._measure = self._measure, False
+        parts = [self._sums_of_the_rest()] if sums else []
+        index = itertools.count()
+        for group in self.param_groups:
+            numbered = [(p, next(index)) for p in group["params"]]
+            alike: dict[tuple[torch.device, bool], list[tuple[Tensor, int]]] = {}
+            for p, i in numbered:
+                if self._start(p, group):
+                    alike.setdefault((p.device, self._has_master(p)), []).append((p, i))
+            for (device, masters), members in alike.items():
+                parts.append(self._update(group, members, device, masters, sums))
+        if sums:
+            self.block_sums = torch.stack([part.to(parts[-1]) for part in parts]).sum(0)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, from its checkpoints or ours; moments keep their precision."""
+        super().load_state_dict(state_dict)
+        saved = state_dict["state"]
+        keys = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
+        ours = itertools.chain(*(group["params"] for group in self.param_groups))
+        for key, p in zip(keys, ours, strict=True):
+            for name in _MOMENTS:
+                if name in saved.get(key, {}):
+                    self.state[p][name] = saved[key][name].to(p.device, self._dtype(name, p))
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = "backend", "master_weights", "moment_dtype", "_seed", "_step_supports_amp_scaling"
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_place" not in self.__dict__:
+            self.set_blocks([])
+        for group in self.param_groups:
+            if self.moment_dtype == torch.bfloat16:
+                group.setdefault("seed", self._seed)
+        for p, kept in self.state.items():
+            if "step" in kept:
+                kept["step"] = torch.as_tensor(kept["step"], dtype=torch.float32, device=p.device)
+
+    def _start(self, p: Tensor, group: dict[str, Any]) -> bool:
+        """Whether p takes part: it has a gradient or had one. Its state is made at the first."""
+        grad = p.grad
+        if grad is not None:
+            if grad.layout != torch.strided:
+                raise RuntimeError(
+                    "blocksched.AdamW does not take sparse gradients: use torch.optim.SparseAdam "
+                    "for that parameter, or sparse=False in its embedding"
+                )
+            if grad.dtype != p.dtype:
+                raise RuntimeError(
+                    f"a gradient must have its parameter's dtype {p.dtype}, got {grad.dtype}: "
+                    "leave grad_dtype alone"
+                )
+        elif p not in self.state:
+            return False
+        state = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+        names = [*_MOMENTS[:2], *(_MOMENTS[2:3] if group["amsgrad"] else ())]
+        for name in names:
+            if name not in state:
+                state[name] = torch.zeros_like(p, dtype=self._dtype(name, p))
+        if self._has_master(p) and "master_param" not in state:
+            state["master_param"] = p.detach().to(torch.float32, copy=True)
+        return True
+
+    def _has_master(self, p: Tensor) -> bool:
+        return self.master_weights and p.dtype.itemsize < 4
+
+    def _dtype(self, name: str, p: Tensor) -> torch.dtype:
+        if name in _MOMENTS[:2] and p.dtype != torch.float64:
+            return self.moment_dtype
+        return torch.promote_types(p.dtype, torch.float32)
+
+    def _update(
+        self,
+        group: dict[str, Any],
+        members: list[tuple[Tensor, int]],
+        device: torch.device,
+        masters: bool,
+        sums: bool,
+    ) -> Tensor:
+        """Update parameters of one group on one device; returns their share of the sums."""
+        params = [p for p, _ in members]
+        states = [self.state[p] for p in params]
+        beta1, beta2 = group["betas"]
+        update = ops.adamw_op if torch.compiler.is_compiling() else ops.adamw
+        return update(
+            params,
+            [p.grad for p in params],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else [],
+            [s["master_param"] for s in states] if masters else [],
+            [s["step"] for s in states],
+            _scalar(group["lr"]),
+            _scalar(beta1),
+            _scalar(beta2),
+            group["weight_decay"],
+            group["eps"],
+            group["maximize"],
+            self._from_scaler("grad_scale", device),
+            self._from_scaler("found_inf", device),
+            [group["seed"] << 32 | i for _, i in members] if "seed" in group else [],
+            [self._place.get(p, len(self._blocks)) for p in params],
+            len(self._blocks),
+            sums,
+            self.backend,
+        )
+
+    def _sums_of_the_rest(self) -> Tensor:
+        """Sums of the block parameters that never had a gradient, of which only the weights count."""
+        places = {p: b for p, b in self._place.items() if b >= 0}
+        rest = [p for p in places if p.grad is None and p not in self.state]
+        blocks = [places[p] for p in rest]
+        return ops.block_sums(rest, [None] * len(rest), blocks, len(self._blocks), self.backend)
+
+    def _from_scaler(self, name: str, device: torch.device) -> Tensor | None:
+        """What a GradScaler left here for the time of this step."""
+        value = getattr(self, name, None)
+        return None if value is None else torch.as_tensor(value, device=device).reshape(())
+
+    def _check_capture(self) -> None:
+        if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            return
+        if not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError(
+                "this step is captured in a CUDA graph, which keeps its numbers: build the "
+                "optimizer with capturable=True, and pass lr as a tensor if it is to change"
+            )
+
+
+def _scalar(number: float | Tensor) -> Tensor:
+    """A number as the op takes it; a plain one in full precision."""
+    if isinstance(number, Tensor):
+        return number.detach().reshape(())
+    return torch.tensor(number, dtype=torch.float64)

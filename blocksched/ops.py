@@ -1,0 +1,149 @@
+"""One name for each op: picks the back end, and tells torch what the op changes.
+
+torch.ops.blocksched.block_sums and torch.ops.blocksched.adamw are the functions of the same name in
+blocksched.kernels, with a back end as last argument. Both are opaque to autograd; adamw declares
+every list it changes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from blocksched.kernels import adamw as adamw_kernels
+from blocksched.kernels import block_sums as block_sums_kernels
+from blocksched.kernels.jit import HAS_TRITON, INTERPRETED, TRITON_DTYPES
+
+Backend = Literal["auto", "triton", "cpp", "eager"]
+BACKENDS = "auto", "triton", "cpp", "eager"
+
+
+def check_backend(backend: str) -> None:
+    """Raise for a back end that is none, or that this installation lacks."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "cpp":
+        raise ValueError("backend='cpp' is not part of this version: use 'auto'")
+    if backend == "triton" and not HAS_TRITON:
+        raise ValueError(
+            "backend='triton' needs the triton package (pip install triton): install it, or use "
+            "'auto', which does without"
+        )
+
+
+def uses_triton(backend: Backend, tensors: Sequence[Tensor]) -> bool:
+    """Whether the op runs in Triton for parameters like `tensors`: on a GPU, not float64.
+
+    Raises ValueError if `backend` asks for what cannot be.
+    """
+    check_backend(backend)
+    on_gpu = all(t.is_cuda for t in tensors)
+    wide = next((t.dtype for t in tensors if t.dtype not in TRITON_DTYPES), None)
+    if backend == "triton":
+        if not (on_gpu or INTERPRETED):
+            raise ValueError(
+                f"backend='triton' needs parameters on a GPU, got {tensors[0].device}: move the "
+                "model first, or use 'auto'"
+            )
+        if wide is not None:
+            raise ValueError(
+                f"backend='triton' takes float32, bfloat16 and float16, got {wide}: use 'auto'"
+            )
+        return True
+    return backend == "auto" and HAS_TRITON and on_gpu and wide is None
+
+
+def block_sums(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    blocks: Sequence[int],
+    n_blocks: int,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Sums |g p|, g^2, p^2 of each block: blocksched.kernels.block_sums.block_sums_ref."""
+    if uses_triton(backend, params):
+        return block_sums_kernels.block_sums(params, grads, blocks, n_blocks)
+    return block_sums_kernels.block_sums_ref(params, grads, blocks, n_blocks)
+
+
+def adamw(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    masters: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    lr: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    seeds: Sequence[int],
+    blocks: Sequence[int],
+    n_blocks: int,
+    sums: bool,
+    backend: Backend = "auto",
+) -> Tensor:
+    """One AdamW step in place: blocksched.kernels.adamw.adamw_ref."""
+    triton = uses_triton(backend, params)
+    step = adamw_kernels.adamw if triton else adamw_kernels.adamw_ref
+    result = step(
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps, lr, beta1, beta2,
+        weight_decay, eps, maximize, grad_scale, found_inf, seeds, blocks, n_blocks, sums,
+    )  # fmt: skip
+    if triton:  # as an in-place operation of torch would, so that autograd notices
+        torch.autograd.graph.increment_version(
+            [*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *masters, *steps]
+        )
+    return result
+
+
+# The dispatcher takes 2 ms for the lists of 216 parameters, as long as torch's whole fused step of as
+# many small ones. So the functions above are called as they are, and these where torch has to see
+# an op: in torch.compile, under fake tensors, from other code.
+block_sums_op = torch.library.custom_op(
+    "blocksched::block_sums",
+    block_sums,
+    mutates_args=(),
+    schema="(Tensor[] params, Tensor?[] grads, int[] blocks, int n_blocks, str backend) -> Tensor",
+)
+adamw_op = torch.library.custom_op(
+    "blocksched::adamw",
+    adamw,
+    mutates_args=("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "masters", "steps"),
+    schema=(
+        "(Tensor(a!)[] params, Tensor?[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+        "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] masters, Tensor(f!)[] steps, Tensor lr, "
+        "Tensor beta1, Tensor beta2, float weight_decay, float eps, bool maximize, "
+        "Tensor? grad_scale, Tensor? found_inf, int[] seeds, int[] blocks, int n_blocks, "
+        "bool sums, str backend) -> Tensor"
+    ),
+)
+
+
+@block_sums_op.register_fake
+def _(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    blocks: Sequence[int],
+    n_blocks: int,
+    backend: Backend,
+) -> Tensor:
+    return _sums_like(params, n_blocks, backend)
+
+
+@adamw_op.register_fake
+def _(params: Sequence[Tensor], *arguments: Any) -> Tensor:
+    n_blocks, sums, backend = arguments[-3:]
+    return _sums_like(params, n_blocks if sums else 0, backend)
+
+
+def _sums_like(params: Sequence[Tensor], n_blocks: int, backend: Backend) -> Tensor:
+    dtype = torch.float32 if uses_triton(backend, params) else torch.float64
+    device = params[0].device if params else torch.device("cpu")
+    return torch.empty(n_blocks, 3, dtype=dtype, device=device)

@@ -1,0 +1,419 @@
+"""AdamW with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), one pass.
+
+For each parameter p with gradient g, all of one shape, and its own step count t:
+
+    t <- t + 1
+    p <- p (1 - lr wd)
+    m <- m + (g - m) (1 - b1)
+    v <- b2 v + (1 - b2) g^2            (amsgrad: x <- max(x, v), and x for v below)
+    p <- p - lr / (1 - b1^t)  m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+
+g is divided by grad_scale and negated by maximize first; nothing at all changes where found_inf is
+not 0 or the gradient is None. The arithmetic is float32 whatever the dtypes, in the order of
+torch.optim.AdamW, so that a float32 step is the same to the last bit given the same step size.
+
+Bytes moved a parameter: 28 in float32 (p, m, v read and written, g read), 22 with p and g in
+bfloat16, 14 with m and v too. The sums of block_sums ride along: g and p are read anyway.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blocksched.kernels.block_sums import add_sums, combine, store_sums, tensor_sums_ref
+from blocksched.kernels.chunk_table import (
+    CHUNK,
+    TableCache,
+    addresses,
+    same_layout,
+    tile,
+)
+from blocksched.kernels.jit import LAUNCH, TRITON_DTYPES, jit, tl
+from blocksched.kernels.rounding import (
+    random_bits,
+    random_bits_ref,
+    round_ref,
+    round_stochastic,
+)
+
+_ROWS = 8  # of the table's pointers: p, g, m, v, x, master, step, seed
+_LANES = 128  # tensors a program of _advance_kernel
+_TABLES = TableCache()
+
+
+@torch.no_grad()
+def adamw_ref(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    masters: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    lr: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    seeds: Sequence[int],
+    blocks: Sequence[int],
+    n_blocks: int,
+    sums: bool,
+) -> Tensor:
+    """One AdamW step in place, in eager torch; the sums are those before it.
+
+    Args:
+        params: float32, bfloat16, float16 or (here only) float64, any shape and strides.
+        grads: of their parameter's shape and dtype; None freezes the parameter.
+        exp_avgs, exp_avg_sqs: the moments m and v, of the parameter's shape; float32 (float64 for
+            float64), or bfloat16, rounded stochastically.
+        max_exp_avg_sqs: the amsgrad maxima x, float32 (float64 for float64); empty: no amsgrad.
+        masters: float32 weights behind lower precision parameters; empty: none.
+        steps: step counts t, float32 scalars on any device.
+        lr, beta1, beta2: scalars; on the CPU for plain numbers.
+        weight_decay, eps, maximize: as torch.optim.AdamW.
+        grad_scale: the gradients are this times too large; scalar, None: 1.
+        found_inf: not 0: skip the step; its sums are NaN. Scalar, None: 0.
+        seeds: a key for each parameter's random numbers; empty unless moments are bfloat16.
+        blocks, n_blocks: as for block_sums.
+        sums: whether to return the sums.
+
+    Returns:
+        block_sums of the gradients, unscaled, and the parameters before the update; [0, 3] without
+        `sums`.
+    """
+    device = params[0].device if params else torch.device("cpu")
+    result = torch.zeros(n_blocks if sums else 0, 3, dtype=torch.float64, device=device)
+    skipped = found_inf is not None and bool(found_inf)
+    rate, b1, b2 = float(lr), float(beta1), float(beta2)
+    for i, (param, grad, step) in enumerate(zip(params, grads, steps, strict=True)):
+        wide = torch.promote_types(param.dtype, torch.float32)
+        g = None if grad is None else grad.to(wide)
+        if g is not None and grad_scale is not None:
+            g = g * (1.0 / grad_scale.to(g.device, wide))
+        if sums and 0 <= blocks[i] < n_blocks:
+            result[blocks[i]] += tensor_sums_ref(param, g).to(device)
+        if g is None or skipped:
+            continue
+        step += 1
+        t = float(step)
+        if maximize:
+            g = -g
+        p = masters[i] if masters else param.to(wide)
+        m, v = exp_avgs[i].to(wide), exp_avg_sqs[i].to(wide)
+        if weight_decay:
+            p.mul_(1 - rate * weight_decay)
+        m.lerp_(g, 1 - b1)
+        v.mul_(b2).addcmul_(g, g, value=1 - b2)
+        x = v
+        if max_exp_avg_sqs:
+            x = torch.maximum(max_exp_avg_sqs[i], v, out=max_exp_avg_sqs[i])
+        denom = (x.sqrt() / (1 - b2**t) ** 0.5).add_(eps)
+        p.addcdiv_(m, denom, value=-rate / (1 - b1**t))
+        _store_ref(exp_avgs[i], m, seeds, i, int(t), 0)
+        _store_ref(exp_avg_sqs[i], v, seeds, i, int(t), 16)
+        if p is not param:
+            param.copy_(p)
+    return torch.full_like(result, math.nan) if skipped else result
+
+
+def _store_ref(out: Tensor, x: Tensor, seeds: Sequence[int], i: int, step: int, shift: int) -> None:
+    if out.dtype == torch.bfloat16 and seeds:
+        index = torch.arange(x.numel(), device=x.device).as_strided(x.shape, x.stride())
+        x = round_ref(x, (random_bits_ref(seeds[i], index, step) >> shift) & 0xFFFF)
+    if x is not out:
+        out.copy_(x)
+
+
+@jit()
+def _bias_correction(t: tl.tensor, log: tl.tensor, low: tl.tensor) -> tl.tensor:
+    """1 - beta^t = -expm1(t log beta), to a unit in the last place and without float64.
+
+    `log` + `low` is log beta to twice float32's precision, for 1 - 0.999 = 0.001 is as far off as
+    log 0.999 is.
+    """
+    x = t * log
+    y = tl.maximum(x, -1.0)
+    rest = tl.fma(t, log, -x) + t * low
+    series = tl.zeros_like(y)
+    for n in tl.static_range(12, 1, -1):  # expm1(y) = y + y (y/2 (1 + y/3 (1 + y/4 (...))))
+        series = y * (1.0 + series) * (1.0 / n)
+    small = y + (y * series + rest * (1.0 + y + y * series))
+    return tl.where(x > -1.0, -small, 1.0 - tl.exp(x))
+
+
+@jit("n_tensors")
+def _advance_kernel(
+    pointers: tl.tensor,
+    scalars: tl.tensor,
+    hyper: tl.tensor,
+    found_inf: tl.tensor,
+    n_tensors: tl.tensor,
+    lr: tl.float32,
+    decay: tl.float32,
+    weight1: tl.float32,
+    beta2: tl.float32,
+    weight2: tl.float32,
+    log1: tl.float32,
+    low1: tl.float32,
+    log2: tl.float32,
+    low2: tl.float32,
+    on_device: tl.constexpr,
+    has_found_inf: tl.constexpr,
+    lanes: tl.constexpr,
+) -> None:
+    """t <- t + 1 for the tensors that have a gradient, and the six numbers their update needs."""
+    if on_device:
+        lr, decay, weight1 = tl.load(hyper), tl.load(hyper + 1), tl.load(hyper + 2)
+        beta2, weight2 = tl.load(hyper + 3), tl.load(hyper + 4)
+        log1, low1 = tl.load(hyper + 5), tl.load(hyper + 6)
+        log2, low2 = tl.load(hyper + 7), tl.load(hyper + 8)
+    i = tl.program_id(0) * lanes + tl.arange(0, lanes)
+    grads = tl.load(pointers + n_tensors + i, mask=i < n_tensors, other=0)
+    steps = tl.load(pointers + 6 * n_tensors + i, mask=i < n_tensors, other=0)
+    steps = steps.to(tl.pointer_type(tl.float32))
+    t = tl.load(steps, mask=grads != 0, other=0.0) + 1.0
+    if has_found_inf:
+        t = tl.where(tl.load(found_inf) != 0.0, t - 1.0, t)
+    tl.store(steps, t, mask=grads != 0)
+    out = scalars + i * 8
+    live = i < n_tensors
+    tl.store(out, tl.div_rn(lr, _bias_correction(t, log1, low1)), mask=live)
+    tl.store(out + 1, tl.sqrt_rn(_bias_correction(t, log2, low2)), mask=live)
+    tl.store(out + 2, decay + tl.zeros_like(t), mask=live)
+    tl.store(out + 3, weight1 + tl.zeros_like(t), mask=live)
+    tl.store(out + 4, beta2 + tl.zeros_like(t), mask=live)
+    tl.store(out + 5, weight2 + tl.zeros_like(t), mask=live)
+    tl.store(out + 6, t, mask=live)
+
+
+@jit()
+def _pointer(address: tl.tensor, dtype: tl.constexpr, aligned: tl.constexpr) -> tl.tensor:
+    pointer = address.to(tl.pointer_type(dtype))
+    return tl.multiple_of(pointer, 16) if aligned else pointer
+
+
+@jit()
+def _update_chunk(
+    p_address: tl.tensor,
+    g_address: tl.tensor,
+    m_address: tl.tensor,
+    v_address: tl.tensor,
+    x_address: tl.tensor,
+    w_address: tl.tensor,
+    scalars: tl.tensor,
+    seed: tl.tensor,
+    index: tl.tensor,
+    count: tl.tensor,
+    inv_scale: tl.tensor,
+    eps: tl.tensor,
+    dtype: tl.constexpr,
+    moments: tl.constexpr,
+    maximize: tl.constexpr,
+    amsgrad: tl.constexpr,
+    master: tl.constexpr,
+    scaled: tl.constexpr,
+    sums: tl.constexpr,
+    update: tl.constexpr,
+    aligned: tl.constexpr,
+    tile: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Update the numbers of one chunk, or only sum p^2 where there is no gradient."""
+    p_ptr = _pointer(p_address, dtype, aligned)
+    g_ptr = _pointer(g_address, dtype, aligned)
+    m_ptr = _pointer(m_address, moments, aligned)
+    v_ptr = _pointer(v_address, moments, aligned)
+    x_ptr = _pointer(x_address, tl.float32, aligned)
+    w_ptr = _pointer(w_address, tl.float32, aligned)
+    if aligned:
+        count = count // 16 * 16  # a hint on an argument is lost when the call is inlined
+    step_size, root, decay = tl.load(scalars), tl.load(scalars + 1), tl.load(scalars + 2)
+    weight1, beta2, weight2 = tl.load(scalars + 3), tl.load(scalars + 4), tl.load(scalars + 5)
+    t = tl.load(scalars + 6).to(tl.int32)
+    gp = tl.zeros((tile,), tl.float32)
+    g2 = tl.zeros((tile,), tl.float32)
+    p2 = tl.zeros((tile,), tl.float32)
+    for start in range(0, count, tile):
+        at = start + tl.arange(0, tile)
+        mask = at < count
+        p = tl.load(p_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        g = tl.zeros((tile,), tl.float32)
+        if update:
+            g = tl.load(g_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            m = tl.load(m_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            v = tl.load(v_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            if scaled:
+                g = g * inv_scale
+        if sums:
+            gp, g2, p2 = add_sums(p, g, gp, g2, p2)
+        if update:
+            if maximize:
+                g = -g
+            if master:
+                p = tl.load(w_ptr + at, mask=mask, other=0.0)
+            p = p * decay
+            rise = g - m
+            near = weight1 < 0.5  # as lerp: exact at both ends
+            m = tl.fma(tl.where(near, weight1, weight1 - 1.0), rise, tl.where(near, m, g))
+            v = tl.fma(weight2 * g, g, v * beta2)
+            x = v
+            if amsgrad:
+                x = tl.load(x_ptr + at, mask=mask, other=0.0)
+                x = tl.maximum(x, v, propagate_nan=tl.PropagateNan.ALL)
+                tl.store(x_ptr + at, x, mask=mask)
+            p = p + tl.div_rn(-step_size * m, tl.div_rn(tl.sqrt_rn(x), root) + eps)
+            if master:
+                tl.store(w_ptr + at, p, mask=mask)
+            tl.store(p_ptr + at, p.to(dtype), mask=mask)
+            if moments == tl.bfloat16:
+                bits = random_bits(seed, (index + at).to(tl.int32), t)
+                tl.store(m_ptr + at, round_stochastic(m, bits & 0xFFFF), mask=mask)
+                tl.store(v_ptr + at, round_stochastic(v, bits >> 16), mask=mask)
+            else:
+                tl.store(m_ptr + at, m, mask=mask)
+                tl.store(v_ptr + at, v, mask=mask)
+    return gp, g2, p2
+
+
+@jit("first", "n_tensors")
+def _adamw_kernel(
+    chunks: tl.tensor,
+    pointers: tl.tensor,
+    scalars: tl.tensor,
+    partials: tl.tensor,
+    grad_scale: tl.tensor,
+    found_inf: tl.tensor,
+    first: tl.tensor,
+    n_tensors: tl.tensor,
+    eps: tl.float32,
+    dtype: tl.constexpr,
+    moments: tl.constexpr,
+    maximize: tl.constexpr,
+    amsgrad: tl.constexpr,
+    master: tl.constexpr,
+    scaled: tl.constexpr,
+    has_found_inf: tl.constexpr,
+    sums: tl.constexpr,
+    chunk: tl.constexpr,
+    tile: tl.constexpr,
+) -> None:
+    row = chunks + (first + tl.program_id(0)).to(tl.int64) * 4
+    tensor, part, count, slot = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    entry = pointers + tensor
+    index = part.to(tl.int64) * chunk
+    p = tl.load(entry) + index * (dtype.primitive_bitwidth // 8)
+    g = tl.load(entry + n_tensors)
+    frozen = g == 0
+    g += index * (dtype.primitive_bitwidth // 8)
+    m = tl.load(entry + 2 * n_tensors) + index * (moments.primitive_bitwidth // 8)
+    v = tl.load(entry + 3 * n_tensors) + index * (moments.primitive_bitwidth // 8)
+    x = tl.load(entry + 4 * n_tensors) + index * 4
+    w = tl.load(entry + 5 * n_tensors) + index * 4
+    seed = tl.load(entry + 7 * n_tensors)
+    inv_scale = 1.0
+    if scaled:
+        inv_scale = 1.0 / tl.load(grad_scale).to(tl.float32)
+    if has_found_inf:
+        frozen = frozen | (tl.load(found_inf) != 0.0)
+    aligned = ((p | g | m | v | x | w) % 16 == 0) & (count % 16 == 0)
+    gp = tl.zeros((tile,), tl.float32)
+    g2 = tl.zeros((tile,), tl.float32)
+    p2 = tl.zeros((tile,), tl.float32)
+    if frozen:
+        if sums:
+            gp, g2, p2 = _update_chunk(
+                p, g, m, v, x, w, scalars + tensor * 8, seed, index, count, inv_scale, eps,
+                dtype, moments, maximize, amsgrad, master, scaled, sums, False, False, tile,
+            )  # fmt: skip
+    elif aligned:
+        gp, g2, p2 = _update_chunk(
+            p, g, m, v, x, w, scalars + tensor * 8, seed, index, count, inv_scale, eps,
+            dtype, moments, maximize, amsgrad, master, scaled, sums, True, True, tile,
+        )  # fmt: skip
+    else:
+        gp, g2, p2 = _update_chunk(
+            p, g, m, v, x, w, scalars + tensor * 8, seed, index, count, inv_scale, eps,
+            dtype, moments, maximize, amsgrad, master, scaled, sums, True, False, tile,
+        )  # fmt: skip
+    if sums:
+        store_sums(partials, slot, gp, g2, p2)
+
+
+@torch.no_grad()
+def adamw(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    masters: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    lr: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    seeds: Sequence[int],
+    blocks: Sequence[int],
+    n_blocks: int,
+    sums: bool,
+) -> Tensor:
+    """adamw_ref for parameters on one device, in one small launch, one for each pair of dtypes, and
+    with `sums` one that combines them in float32. All but lr and the betas are on that device, those
+    may be. Numbers on the device are never read by the host, so a CUDA graph can hold it all.
+    """
+    if not params:
+        return torch.zeros(n_blocks if sums else 0, 3)
+    device = params[0].device
+    table = _TABLES.get(
+        params, [p.numel() for p in params],
+        [(p.dtype, m.dtype) for p, m in zip(params, exp_avgs, strict=True)],
+        list(blocks), n_blocks, _ROWS, device,
+    )  # fmt: skip
+    columns = [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters]
+    columns, copy_back = same_layout(columns)
+    table.write([*map(addresses, columns), addresses(steps), seeds])
+    scalars = torch.empty(len(params), 8, dtype=torch.float32, device=device)
+    numbers, hyper = _hyper(lr, beta1, beta2, weight_decay, device)
+    _advance_kernel[(-(-len(params) // _LANES),)](
+        table.pointers, scalars, scalars if hyper is None else hyper,
+        scalars if found_inf is None else found_inf, table.n_tensors, *numbers,
+        hyper is not None, found_inf is not None, _LANES, **LAUNCH,
+    )  # fmt: skip
+    partials = torch.empty(table.n_slots if sums else 0, 3, dtype=torch.float32, device=device)
+    live = [True] * len(params) if sums else [g is not None for g in grads]
+    for (dtype, moments), first, count in table.launches(live):
+        _adamw_kernel[(count,)](
+            table.chunks, table.pointers, scalars, partials,
+            scalars if grad_scale is None else grad_scale,
+            scalars if found_inf is None else found_inf, first, table.n_tensors, eps,
+            TRITON_DTYPES[dtype], TRITON_DTYPES[moments], maximize, bool(max_exp_avg_sqs),
+            bool(masters), grad_scale is not None, found_inf is not None, sums, CHUNK,
+            tile(dtype, moments), **LAUNCH,
+        )  # fmt: skip
+    copy_back([0, 2, 3, 4, 5])
+    return combine(partials, table, found_inf) if sums else partials
+
+
+def _hyper(
+    lr: Tensor, beta1: Tensor, beta2: Tensor, weight_decay: float, device: torch.device
+) -> tuple[list[float], Tensor | None]:
+    """What _advance_kernel takes, as numbers, or on the device if one of the three is there."""
+    on_host = all(x.device.type == "cpu" for x in (lr, beta1, beta2))
+    place = torch.device("cpu") if on_host else device
+    rate, b1, b2 = (x.to(place, torch.float64).reshape(()) for x in (lr, beta1, beta2))
+    exact = [rate, 1 - rate * weight_decay, 1 - b1, b2, 1 - b2]
+    for log in (b1.log().clamp(min=-100.0), b2.log().clamp(min=-100.0)):
+        exact += [log, log - log.float()]
+    numbers = torch.stack(exact).float()
+    return (numbers.tolist(), None) if on_host else ([0.0] * len(exact), numbers)
