@@ -1,10 +1,12 @@
 """blocksched: train only the blocks that still matter."""
 
+from blocksched.adamw import AdamW
 from blocksched.blocks import Blocks, find_blocks
 from blocksched.scheduler import BlockScheduler
 from blocksched.schedules import DynamicSuffix, FullUpdate, Plan, Progress, Reading, StaticSuffix
 
 __all__ = [
+    "AdamW",
     "BlockScheduler",
     "Blocks",
     "DynamicSuffix",

@@ -21,11 +21,12 @@ class AdamW(torch.optim.AdamW):
     and change nothing here.
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize, capturable: as torch.optim.AdamW; lr
-            and betas may be tensors with one number, on the device then if capturable.
-        backend: "auto": Triton on a GPU, eager torch elsewhere and for float64; or "triton", "eager".
-        master_weights: keep float32 weights behind bfloat16 and float16 parameters, in the state as
-            `master_param`.
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, capturable: as torch.optim.AdamW;
+            lr and betas may be tensors of one number, on the parameters' device if capturable.
+        backend: "auto" is Triton on a GPU, eager torch elsewhere and for float64; "triton" and
+            "eager" insist.
+        master_weights: keep float32 weights behind bfloat16 and float16 parameters, in the state
+            as `master_param`.
         moment_dtype: torch.bfloat16 keeps the moments in 2 bytes, rounded stochastically so that
             small changes are not lost; None is float32.
         seed: of that rounding, 0 .. 2^31 - 1; random numbers follow from it, the parameter's place
@@ -91,16 +92,14 @@ class AdamW(torch.optim.AdamW):
         if self.moment_dtype == torch.bfloat16:
             self.param_groups[-1].setdefault("seed", self._seed)
 
-    def set_blocks(
-        self, blocks: Sequence[Iterable[Tensor]], stem: Iterable[Tensor] = ()
-    ) -> None:
+    def set_blocks(self, blocks: Sequence[Iterable[Tensor]], stem: Iterable[Tensor] = ()) -> None:
         """Tell which parameters make up each block, in order, and the stem; BlockScheduler does.
 
         What is active together is then updated in one launch, and `measure` knows what to sum. None
         of it is saved with the state.
         """
         self._blocks = [list(block) for block in blocks]
-        self._place = {p: -1 for p in stem}
+        self._place = dict.fromkeys(stem, -1)
         self._place |= {p: b for b, block in enumerate(self._blocks) for p in block}
         self._measure = False
         self.block_sums: Tensor | None = None
@@ -109,10 +108,10 @@ class AdamW(torch.optim.AdamW):
         """Have the next step leave `block_sums`: tensor [blocks, 3] of sum |g p|, g^2 and p^2, of
         the gradients as they are used and the parameters before the update; NaN for a step that a
         GradScaler's found_inf skipped. float32 from Triton, else float64."""
-        self._measure = True
+        self._measure, self.block_sums = True, None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
 
         Args:
@@ -158,7 +157,7 @@ class AdamW(torch.optim.AdamW):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if "_place" not in self.__dict__:
             self.set_blocks([])
         for group in self.param_groups:
@@ -240,7 +239,7 @@ class AdamW(torch.optim.AdamW):
         )
 
     def _sums_of_the_rest(self) -> Tensor:
-        """Sums of the block parameters that never had a gradient, of which only the weights count."""
+        """Sums of block parameters that never had a gradient: only their weights count."""
         places = {p: b for p, b in self._place.items() if b >= 0}
         rest = [p for p in places if p.grad is None and p not in self.state]
         blocks = [places[p] for p in rest]

@@ -62,9 +62,13 @@ def block_sums(
     backend: Backend = "auto",
 ) -> Tensor:
     """Sums |g p|, g^2, p^2 of each block: blocksched.kernels.block_sums.block_sums_ref."""
-    if uses_triton(backend, params):
+    if uses_triton(backend, params) and all(map(_plain, params, grads)):
         return block_sums_kernels.block_sums(params, grads, blocks, n_blocks)
     return block_sums_kernels.block_sums_ref(params, grads, blocks, n_blocks)
+
+
+def _plain(param: Tensor, grad: Tensor | None) -> bool:
+    return grad is None or (grad.dtype == param.dtype and grad.layout == torch.strided)
 
 
 def adamw(
@@ -103,9 +107,9 @@ def adamw(
     return result
 
 
-# The dispatcher takes 2 ms for the lists of 216 parameters, as long as torch's whole fused step of as
-# many small ones. So the functions above are called as they are, and these where torch has to see
-# an op: in torch.compile, under fake tensors, from other code.
+# The dispatcher takes 2 ms for the lists of 216 parameters, as long as torch's whole fused step of
+# as many small ones. So the functions above are called as they are, and these where torch has to
+# see an op: in torch.compile, under fake tensors, from other code.
 block_sums_op = torch.library.custom_op(
     "blocksched::block_sums",
     block_sums,
@@ -127,13 +131,8 @@ adamw_op = torch.library.custom_op(
 
 
 @block_sums_op.register_fake
-def _(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    blocks: Sequence[int],
-    n_blocks: int,
-    backend: Backend,
-) -> Tensor:
+def _(params: Sequence[Tensor], *arguments: Any) -> Tensor:
+    n_blocks, backend = arguments[-2:]
     return _sums_like(params, n_blocks, backend)
 
 

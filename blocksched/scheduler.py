@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from blocksched.adamw import AdamW
 from blocksched.blocks import Blocks, find_blocks
 from blocksched.clock import Clock, WallClock
-from blocksched.kernels.block_sums import block_sums_ref
 from blocksched.mechanism import Mechanism
+from blocksched.ops import block_sums
 from blocksched.relevance import relevance
 from blocksched.schedules.base import Plan, Progress, Reading, Schedule, to_plain
 
@@ -58,6 +59,10 @@ class BlockScheduler:
         self.blocks: Blocks = find_blocks(model, blocks, stem)
         self.state = schedule.init(len(self.blocks))
         self._shares = _shares(self.blocks, optimizers)
+        self._optimizers = optimizers
+        for own, share in zip(optimizers, self._shares, strict=True):
+            if isinstance(own, AdamW):
+                own.set_blocks(share, self.blocks.stem)
         self._device = next(p.device for p in model.parameters())
         self._total_steps = total_steps
         self._budget_ms = None if time_budget_s is None else time_budget_s * 1e3
@@ -223,15 +228,23 @@ class BlockScheduler:
         if i not in self._stepped:
             self._stepped.add(i)
             self._mechanism.check(b for b, tensors in enumerate(share) if tensors)
-            if self._plan.probe:
-                self._sums[i] = _unscaled(block_sums_ref(share, self._device), optimizer)
+            if not self._plan.probe:
+                return
+            if isinstance(optimizer, AdamW):
+                optimizer.measure()
+            else:
+                self._sums[i] = _unscaled(_sums(share), optimizer)
 
     def _probe_sums(self) -> Tensor | None:
         """Sums of all blocks, None if a part was not measured: its update was skipped."""
-        holders = [i for i, share in enumerate(self._shares) if any(share)]
-        if any(i not in self._sums for i in holders):
-            return None
-        return torch.stack([self._sums[i] for i in holders]).sum(0)
+        parts = []
+        for i, own in enumerate(self._optimizers):
+            if any(self._shares[i]):
+                part = own.block_sums if isinstance(own, AdamW) else self._sums.get(i)
+                if part is None:
+                    return None
+                parts.append(part.to(self._device, torch.float64))
+        return torch.stack(parts).sum(0)
 
     def _observe_pending(self, sums: Tensor | None = None) -> None:
         """Hand the pending readings to the schedule, in order, after one copy to the host."""
@@ -304,8 +317,16 @@ def _to_host(tensors: Sequence[Tensor]) -> list[float]:
     return torch.cat(flat).tolist()
 
 
+def _sums(share: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Sums of each block's parameters and their gradients, [blocks, 3]."""
+    numbered = [(p, b) for b, block in enumerate(share) for p in block]
+    params = [p for p, _ in numbered]
+    return block_sums(params, [p.grad for p in params], [b for _, b in numbered], len(share))
+
+
 def _unscaled(sums: Tensor, optimizer: Optimizer) -> Tensor:
     """Sums of the gradients the update uses: a fused optimizer under GradScaler unscales inside."""
+    sums = sums.double()
     scale = getattr(optimizer, "grad_scale", None)
     found_inf = getattr(optimizer, "found_inf", None)
     if scale is not None:

@@ -125,7 +125,7 @@ def adamw_ref(
 
 
 def _store_ref(out: Tensor, x: Tensor, seeds: Sequence[int], i: int, step: int, shift: int) -> None:
-    if out.dtype == torch.bfloat16 and seeds:
+    if out.dtype == torch.bfloat16:
         index = torch.arange(x.numel(), device=x.device).as_strided(x.shape, x.stride())
         x = round_ref(x, (random_bits_ref(seeds[i], index, step) >> shift) & 0xFFFF)
     if x is not out:
@@ -368,9 +368,11 @@ def adamw(
     n_blocks: int,
     sums: bool,
 ) -> Tensor:
-    """adamw_ref for parameters on one device, in one small launch, one for each pair of dtypes, and
-    with `sums` one that combines them in float32. All but lr and the betas are on that device, those
-    may be. Numbers on the device are never read by the host, so a CUDA graph can hold it all.
+    """adamw_ref in a small launch for the step counts, one for each pair of dtypes, and with `sums`
+    one that combines them in float32.
+
+    All tensors are on one device; lr and the betas may be on the CPU. The host never waits for the
+    device, so a CUDA graph can hold it all.
     """
     if not params:
         return torch.zeros(n_blocks if sums else 0, 3)
@@ -380,13 +382,14 @@ def adamw(
         [(p.dtype, m.dtype) for p, m in zip(params, exp_avgs, strict=True)],
         list(blocks), n_blocks, _ROWS, device,
     )  # fmt: skip
-    columns = [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters]
-    columns, copy_back = same_layout(columns)
-    table.write([*map(addresses, columns), addresses(steps), seeds])
+    columns, copy_back = same_layout(
+        [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters]
+    )
+    pointers = table.write([*map(addresses, columns), addresses(steps), seeds])
     scalars = torch.empty(len(params), 8, dtype=torch.float32, device=device)
     numbers, hyper = _hyper(lr, beta1, beta2, weight_decay, device)
     _advance_kernel[(-(-len(params) // _LANES),)](
-        table.pointers, scalars, scalars if hyper is None else hyper,
+        pointers, scalars, scalars if hyper is None else hyper,
         scalars if found_inf is None else found_inf, table.n_tensors, *numbers,
         hyper is not None, found_inf is not None, _LANES, **LAUNCH,
     )  # fmt: skip
@@ -394,7 +397,7 @@ def adamw(
     live = [True] * len(params) if sums else [g is not None for g in grads]
     for (dtype, moments), first, count in table.launches(live):
         _adamw_kernel[(count,)](
-            table.chunks, table.pointers, scalars, partials,
+            table.chunks, pointers, scalars, partials,
             scalars if grad_scale is None else grad_scale,
             scalars if found_inf is None else found_inf, first, table.n_tensors, eps,
             TRITON_DTYPES[dtype], TRITON_DTYPES[moments], maximize, bool(max_exp_avg_sqs),

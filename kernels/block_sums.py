@@ -157,7 +157,7 @@ def _combine_kernel(
 
 
 def combine(partials: Tensor, table: ChunkTable, found_inf: Tensor | None = None) -> Tensor:
-    """Partial sums [slots, 3] -> float32 [n_blocks, 3]; NaN if found_inf says the step is skipped."""
+    """Partial sums [slots, 3] -> float32 [n_blocks, 3]; NaN if found_inf is not 0."""
     n_blocks = len(table.bounds) - 1
     sums = torch.empty(n_blocks, 3, dtype=torch.float32, device=partials.device)
     if n_blocks:
@@ -184,11 +184,11 @@ def block_sums(
         2, device,
     )  # fmt: skip
     (p, g), _ = same_layout([params, grads])
-    table.write([addresses(p), addresses(g)])
+    pointers = table.write([addresses(p), addresses(g)])
     partials = torch.empty(table.n_slots, 3, dtype=torch.float32, device=device)
     for dtype, first, count in table.launches([True] * len(params)):
         _block_sums_kernel[(count,)](
-            table.chunks, table.pointers, partials, first, table.n_tensors,
+            table.chunks, pointers, partials, first, table.n_tensors,
             TRITON_DTYPES[dtype], CHUNK, tile(dtype), **LAUNCH,
         )  # fmt: skip
     return combine(partials, table)

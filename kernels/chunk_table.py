@@ -1,10 +1,10 @@
 """The chunk table: many tensors as one list of equal chunks, so that one launch serves them all.
 
-A tensor of n numbers is cut into ceil(n / CHUNK) chunks, and one program of a kernel does one chunk.
+A tensor of n numbers is cut into ceil(n / CHUNK) chunks, and a program of a kernel does one chunk.
 Two device arrays say where:
 
-    chunks    int32 [chunks, 4]    tensor, its part number, how many numbers, slot of the partial sums
-    pointers  int64 [rows, tensors]    the addresses: a row for parameters, one for gradients, ...
+    chunks    int32 [chunks, 4]      tensor, its part number, how many numbers, slot of its sums
+    pointers  int64 [rows, tensors]  addresses: a row for parameters, one for gradients, ...
 
 Chunks are ordered by dtype, then by block, so that the active suffix is one contiguous range of a
 launch; slots by block alone, so that a block's partial sums lie together and are added in an order
@@ -78,20 +78,24 @@ class ChunkTable:
         self.pointers = torch.zeros(rows, self.n_tensors, dtype=torch.int64, device=device)
         self._written: list[list[int] | None] = [None] * rows
 
-    def write(self, rows: Sequence[Sequence[int]]) -> None:
-        """Bring `pointers` up to date: `rows` are lists of integers, an empty one is left alone."""
-        if self.pointers.is_cuda and torch.cuda.is_current_stream_capturing():
-            self.pointers = torch.empty_like(self.pointers)
-            self._written = [None] * len(self._written)
+    def write(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """`pointers` brought up to date. `rows` are lists of integers, an empty one is left alone.
+
+        A CUDA graph gets an array of its own, written in the graph, for others write this one.
+        """
+        pointers, written = self.pointers, self._written
+        if pointers.is_cuda and torch.cuda.is_current_stream_capturing():
+            pointers, written = torch.zeros_like(pointers), [None] * len(rows)
             _CAPTURED.append(self)
         for r, row in enumerate(rows):
-            if len(row) and row != self._written[r]:
-                self._written[r] = list(row)
+            if len(row) and row != written[r]:
+                written[r] = list(row)
                 for start in range(0, len(row), _WORDS):
                     words = list(row[start : start + _WORDS])
                     words += [0] * (_WORDS - len(words))
                     at = r * self.n_tensors + start
-                    _poke[(1,)](self.pointers, at, len(row) - start, *words, **LAUNCH)
+                    _poke[(1,)](pointers, at, len(row) - start, *words, **LAUNCH)
+        return pointers
 
     def launches(self, live: Sequence[bool]) -> list[tuple[Any, int, int]]:
         """(kind, first chunk, number of chunks) of the launches that cover the live tensors."""
@@ -197,8 +201,8 @@ def _poke(
     w14: tl.int64,
     w15: tl.int64,
 ) -> None:
-    """out[at : at + count] = words. As arguments, not as a copy from pinned memory, which a CUDA graph
-    would have to keep (pytorch#146924)."""
+    """out[at : at + count] = words. Arguments, not a copy from pinned memory, since a CUDA graph
+    would have to keep that alive (pytorch#146924)."""
     out += at
     tl.store(out + 0, w0, mask=count > 0)
     tl.store(out + 1, w1, mask=count > 1)

@@ -11,6 +11,7 @@ try:
 except ModuleNotFoundError:
     triton = tl = None
 
+__all__ = ["HAS_TRITON", "INTERPRETED", "LAUNCH", "TRITON_DTYPES", "jit", "tl"]
 HAS_TRITON = triton is not None
 INTERPRETED = HAS_TRITON and triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: on the CPU
 TRITON_DTYPES = (

@@ -1,12 +1,12 @@
 """Stochastic rounding of float32 to bfloat16.
 
-A number between two neighbours of the lower precision goes to one of them with the probability that
-keeps its mean: x -> the top 16 bits of (x + r), r uniform in 0 .. 2^16 - 1 in units of the bits that
-are dropped (Gupta et al., arXiv 1502.02551). So a moving average keeps what round-to-nearest loses:
-with beta = 0.999 a step moves it by less than bfloat16 resolves.
+A number between two neighbours of the lower precision goes to one of them with the probability
+that keeps its mean: x -> the top 16 bits of (x + r), r uniform in 0 .. 2^16 - 1 in units of the
+bits that are dropped (Gupta et al., arXiv 1502.02551). So a moving average keeps what rounding to
+nearest loses: with beta = 0.999 a step moves it by less than bfloat16 resolves.
 
-r is Philox 4x32 (Salmon et al., 2011) of a key for the tensor, the index of the number and the step:
-it depends on nothing that happened before.
+r is Philox 4x32 (Salmon et al., 2011) of a key for the tensor, the index of the number and the
+step: it depends on nothing that happened before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WORD = 0xFFFFFFFF
 
 
 def random_bits_ref(seed: int, index: Tensor, step: int) -> Tensor:
-    """The first 32-bit word of Philox 4x32-10, counter (index, step, 0, 0), as int64 like `index`."""
+    """The first word of Philox 4x32-10 at counter (index, step, 0, 0), as int64 like `index`."""
     c0, c1 = index & _WORD, torch.full_like(index, step & _WORD)
     c2 = c3 = torch.zeros_like(index)
     k0, k1 = seed & _WORD, (seed >> 32) & _WORD

@@ -8,7 +8,11 @@ import torch
 from blocksched.kernels.block_sums import block_sums_ref
 from blocksched.relevance import relevance
 
-CPU = torch.device("cpu")
+
+def sums_of(blocks):
+    numbered = [(p, b) for b, block in enumerate(blocks) for p in block]
+    params = [p for p, _ in numbered]
+    return block_sums_ref(params, [p.grad for p in params], [b for _, b in numbered], len(blocks))
 
 
 def with_grad(p, g):
@@ -30,7 +34,7 @@ def test_against_float64(dtype):
             sums += torch.stack([(g * p).abs().sum(), (g * g).sum(), (p * p).sum()])
         blocks.append(tensors)
         want.append(sums)
-    got = block_sums_ref(blocks, CPU)
+    got = sums_of(blocks)
     # Each product is rounded once in float32, the sums are exact by comparison.
     torch.testing.assert_close(got, torch.stack(want), rtol=2.0**-23, atol=0.0)
 
@@ -42,7 +46,7 @@ def test_strided_missing_and_huge_gradients():
     huge = with_grad(
         torch.full((2,), 6e4, dtype=torch.float16), torch.full((2,), 6e4, dtype=torch.float16)
     )
-    sums = block_sums_ref([[transposed], [no_grad], [huge], []], CPU)
+    sums = sums_of([[transposed], [no_grad], [huge], []])
     assert sums[0, 0].item() == pytest.approx(
         (transposed.grad.double() * p.t().double()).abs().sum().item(), rel=1e-6
     )
@@ -54,7 +58,7 @@ def test_strided_missing_and_huge_gradients():
 
 def test_not_finite_gradients_are_seen():
     bad = with_grad(torch.ones(2), torch.tensor([float("nan"), 1.0]))
-    assert block_sums_ref([[bad]], CPU)[0, :2].isnan().all()
+    assert sums_of([[bad]])[0, :2].isnan().all()
 
 
 def test_metrics():
