@@ -31,6 +31,7 @@ from blocksched.kernels.chunk_table import (
     addresses,
     same_layout,
     tile,
+    typed,
 )
 from blocksched.kernels.jit import LAUNCH, TRITON_DTYPES, jit, tl
 from blocksched.kernels.rounding import (
@@ -195,12 +196,6 @@ def _advance_kernel(
 
 
 @jit()
-def _pointer(address: tl.tensor, dtype: tl.constexpr, aligned: tl.constexpr) -> tl.tensor:
-    pointer = address.to(tl.pointer_type(dtype))
-    return tl.multiple_of(pointer, 16) if aligned else pointer
-
-
-@jit()
 def _update_chunk(
     p_address: tl.tensor,
     g_address: tl.tensor,
@@ -226,12 +221,12 @@ def _update_chunk(
     tile: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Update the numbers of one chunk, or only sum p^2 where there is no gradient."""
-    p_ptr = _pointer(p_address, dtype, aligned)
-    g_ptr = _pointer(g_address, dtype, aligned)
-    m_ptr = _pointer(m_address, moments, aligned)
-    v_ptr = _pointer(v_address, moments, aligned)
-    x_ptr = _pointer(x_address, tl.float32, aligned)
-    w_ptr = _pointer(w_address, tl.float32, aligned)
+    p_ptr = typed(p_address, dtype, aligned)
+    g_ptr = typed(g_address, dtype, aligned)
+    m_ptr = typed(m_address, moments, aligned)
+    v_ptr = typed(v_address, moments, aligned)
+    x_ptr = typed(x_address, tl.float32, aligned)
+    w_ptr = typed(w_address, tl.float32, aligned)
     if aligned:
         count = count // 16 * 16  # a hint on an argument is lost when the call is inlined
     step_size, root, decay = tl.load(scalars), tl.load(scalars + 1), tl.load(scalars + 2)

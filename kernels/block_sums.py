@@ -19,6 +19,7 @@ from blocksched.kernels.chunk_table import (
     addresses,
     same_layout,
     tile,
+    typed,
 )
 from blocksched.kernels.jit import LAUNCH, TRITON_DTYPES, jit, tl
 
@@ -93,10 +94,9 @@ def _sum_chunk(
     aligned: tl.constexpr,
     tile: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    p_ptr = p_address.to(tl.pointer_type(dtype))
-    g_ptr = g_address.to(tl.pointer_type(dtype))
+    p_ptr = typed(p_address, dtype, aligned)
+    g_ptr = typed(g_address, dtype, aligned)
     if aligned:
-        p_ptr, g_ptr = tl.multiple_of(p_ptr, 16), tl.multiple_of(g_ptr, 16)
         count = count // 16 * 16  # a hint on an argument is lost when the call is inlined
     g_count = tl.where(g_address == 0, 0, count)
     gp = tl.zeros((tile,), tl.float32)

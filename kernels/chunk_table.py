@@ -179,6 +179,13 @@ def _one_dense_order(tensors: Any) -> bool:
     )
 
 
+@jit()
+def typed(address: tl.tensor, dtype: tl.constexpr, aligned: tl.constexpr) -> tl.tensor:
+    """An address as a pointer; the hint that makes loads 16 bytes wide is lost before the cast."""
+    pointer = address.to(tl.pointer_type(dtype))
+    return tl.multiple_of(pointer, 16) if aligned else pointer
+
+
 @jit("at", "count")
 def _poke(
     out: tl.tensor,
