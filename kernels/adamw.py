@@ -186,6 +186,7 @@ def _advance_kernel(
     tl.store(steps, t, mask=grads != 0)
     out = scalars + i * 8
     live = i < n_tensors
+    t = tl.maximum(t, 1.0)  # 0 if the very first step is skipped
     tl.store(out, tl.div_rn(lr, _bias_correction(t, log1, low1)), mask=live)
     tl.store(out + 1, tl.sqrt_rn(_bias_correction(t, log2, low2)), mask=live)
     tl.store(out + 2, decay + tl.zeros_like(t), mask=live)
