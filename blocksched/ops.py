@@ -5,6 +5,7 @@ blocksched.kernels, with a back end as last argument. Both are opaque to autogra
 every list it changes.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -61,10 +62,21 @@ def block_sums(
     n_blocks: int,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Sums |g p|, g^2, p^2 of each block: blocksched.kernels.block_sums.block_sums_ref."""
-    if uses_triton(backend, params) and all(map(_plain, params, grads)):
-        return block_sums_kernels.block_sums(params, grads, blocks, n_blocks)
-    return block_sums_kernels.block_sums_ref(params, grads, blocks, n_blocks)
+    """Sums |g p|, g^2, p^2 of each block: blocksched.kernels.block_sums.block_sums_ref.
+
+    Several devices, sparse gradients and gradients of another dtype are left to eager torch.
+    """
+    triton = uses_triton(backend, params)
+    if triton and len({p.device for p in params}) <= 1 and all(map(_plain, params, grads)):
+        with _device_of(params):
+            return block_sums_kernels.block_sums(params, grads, blocks, n_blocks)
+    sums = block_sums_kernels.block_sums_ref(params, grads, blocks, n_blocks)
+    return sums.float() if triton else sums
+
+
+def _device_of(params: Sequence[Tensor]) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current GPU, which need not be the parameters'."""
+    return torch.cuda.device_of(params[0]) if params else contextlib.nullcontext()
 
 
 def _plain(param: Tensor, grad: Tensor | None) -> bool:
@@ -96,10 +108,11 @@ def adamw(
     """One AdamW step in place: blocksched.kernels.adamw.adamw_ref."""
     triton = uses_triton(backend, params)
     step = adamw_kernels.adamw if triton else adamw_kernels.adamw_ref
-    result = step(
-        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps, lr, beta1, beta2,
-        weight_decay, eps, maximize, grad_scale, found_inf, seeds, blocks, n_blocks, sums,
-    )  # fmt: skip
+    with _device_of(params):
+        result = step(
+            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps, lr, beta1, beta2,
+            weight_decay, eps, maximize, grad_scale, found_inf, seeds, blocks, n_blocks, sums,
+        )  # fmt: skip
     if triton:  # as an in-place operation of torch would, so that autograd notices
         torch.autograd.graph.increment_version(
             [*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *masters, *steps]
