@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,9 +155,12 @@ def _bias_correction(t: tl.tensor, log: tl.tensor, low: tl.tensor) -> tl.tensor:
 def _advance_kernel(
     pointers: tl.tensor,
     scalars: tl.tensor,
-    hyper: tl.tensor,
+    lr_at: tl.tensor,
+    beta1_at: tl.tensor,
+    beta2_at: tl.tensor,
     found_inf: tl.tensor,
     n_tensors: tl.tensor,
+    weight_decay: tl.float32,
     lr: tl.float32,
     decay: tl.float32,
     weight1: tl.float32,
@@ -166,16 +170,20 @@ def _advance_kernel(
     low1: tl.float32,
     log2: tl.float32,
     low2: tl.float32,
-    on_device: tl.constexpr,
+    lr_on_device: tl.constexpr,
+    betas_on_device: tl.constexpr,
     has_found_inf: tl.constexpr,
     lanes: tl.constexpr,
 ) -> None:
     """t <- t + 1 for the tensors that have a gradient, and the six numbers their update needs."""
-    if on_device:
-        lr, decay, weight1 = tl.load(hyper), tl.load(hyper + 1), tl.load(hyper + 2)
-        beta2, weight2 = tl.load(hyper + 3), tl.load(hyper + 4)
-        log1, low1 = tl.load(hyper + 5), tl.load(hyper + 6)
-        log2, low2 = tl.load(hyper + 7), tl.load(hyper + 8)
+    if lr_on_device:
+        lr = tl.load(lr_at).to(tl.float32)
+        decay = 1.0 - lr * weight_decay
+    if betas_on_device:
+        beta1, beta2 = tl.load(beta1_at).to(tl.float32), tl.load(beta2_at).to(tl.float32)
+        weight1, weight2 = 1.0 - beta1, 1.0 - beta2
+        log1, log2 = tl.log(tl.maximum(beta1, 1e-37)), tl.log(tl.maximum(beta2, 1e-37))
+        low1, low2 = 0.0, 0.0
     i = tl.program_id(0) * lanes + tl.arange(0, lanes)
     grads = tl.load(pointers + n_tensors + i, mask=i < n_tensors, other=0)
     steps = tl.load(pointers + 6 * n_tensors + i, mask=i < n_tensors, other=0)
@@ -383,11 +391,13 @@ def adamw(
     )
     pointers = table.write([*map(addresses, columns), addresses(steps), seeds])
     scalars = torch.empty(len(params), 8, dtype=torch.float32, device=device)
-    numbers, hyper = _hyper(lr, beta1, beta2, weight_decay, device)
+    lr_on_device, betas_on_device = not lr.is_cpu, not beta1.is_cpu
     _advance_kernel[(-(-len(params) // _LANES),)](
-        pointers, scalars, scalars if hyper is None else hyper,
-        scalars if found_inf is None else found_inf, table.n_tensors, *numbers,
-        hyper is not None, found_inf is not None, _LANES, **LAUNCH,
+        pointers, scalars, lr if lr_on_device else scalars,
+        beta1 if betas_on_device else scalars, beta2 if betas_on_device else scalars,
+        scalars if found_inf is None else found_inf, table.n_tensors, weight_decay,
+        *_host_numbers(lr, beta1, beta2, weight_decay), lr_on_device, betas_on_device,
+        found_inf is not None, _LANES, **LAUNCH,
     )  # fmt: skip
     partials = torch.empty(table.n_slots if sums else 0, 3, dtype=torch.float32, device=device)
     live = [True] * len(params) if sums else [g is not None for g in grads]
@@ -404,15 +414,12 @@ def adamw(
     return combine(partials, table, found_inf) if sums else partials
 
 
-def _hyper(
-    lr: Tensor, beta1: Tensor, beta2: Tensor, weight_decay: float, device: torch.device
-) -> tuple[list[float], Tensor | None]:
-    """What _advance_kernel takes, as numbers, or on the device if one of the three is there."""
-    on_host = all(x.device.type == "cpu" for x in (lr, beta1, beta2))
-    place = torch.device("cpu") if on_host else device
-    rate, b1, b2 = (x.to(place, torch.float64).reshape(()) for x in (lr, beta1, beta2))
-    exact = [rate, 1 - rate * weight_decay, 1 - b1, b2, 1 - b2]
-    for log in (b1.log().clamp(min=-100.0), b2.log().clamp(min=-100.0)):
-        exact += [log, log - log.float()]
-    numbers = torch.stack(exact).float()
-    return (numbers.tolist(), None) if on_host else ([0.0] * len(exact), numbers)
+def _host_numbers(lr: Tensor, beta1: Tensor, beta2: Tensor, weight_decay: float) -> list[float]:
+    """What _advance_kernel takes as plain numbers, lr to low2; 0 for what is on the device."""
+    rate, b1, b2 = (float(x) if x.is_cpu else 0.0 for x in (lr, beta1, beta2))
+    numbers = [rate, 1 - rate * weight_decay, 1 - b1, b2, 1 - b2]
+    for beta in (b1, b2):
+        log = max(math.log(beta), -100.0) if beta else -100.0
+        high = float(np.float32(log))
+        numbers += [high, log - high]
+    return numbers

@@ -113,7 +113,8 @@ def main(capability, replacement):
             vectors(numbers, *params, dtype, moments, moments, *extra),
             vectors(numbers, dtype, moments, moments, *extra),
         )  # fmt: skip
-    lanes = {"on_device": True, "has_found_inf": True, "lanes": 128}
+    lanes = {"lr_on_device": True, "betas_on_device": True}
+    lanes |= {"has_found_inf": True, "lanes": 128}
     found["advance"] = measure(adamw._advance_kernel, capability, lanes)
     width = {"has_found_inf": True, "width": 1024}
     found["combine"] = measure(sums._combine_kernel, capability, width)

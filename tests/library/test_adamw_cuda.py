@@ -1,4 +1,4 @@
-"""AdamW where only a GPU can tell: CUDA graphs, GradScaler in autocast, no waiting for the device."""
+"""AdamW where only a GPU can tell: CUDA graphs, GradScaler, no waiting for the device."""
 
 import pytest
 import torch
@@ -94,10 +94,8 @@ def test_grad_scaler_skips_and_unscales():
 def test_a_step_does_not_wait_for_the_device(tiny):
     model = tiny().cuda()
     optimizer = AdamW(model.parameters())
-    scheduler = BlockScheduler(
-        model, optimizer, DynamicSuffix(min_active=1, max_active=3, probe_every=100, warmup_steps=0),
-        total_steps=1000,
-    )  # fmt: skip
+    schedule = DynamicSuffix(min_active=1, max_active=3, probe_every=100, warmup_steps=0)
+    scheduler = BlockScheduler(model, optimizer, schedule, total_steps=1000)
     tokens = torch.randint(16, (6,), device="cuda")
     for step in range(8):
         loss = torch.nn.functional.cross_entropy(model(tokens), tokens.roll(1))
