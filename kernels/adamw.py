@@ -277,7 +277,7 @@ def _update_chunk(
                 tl.store(w_ptr + at, p, mask=mask)
             tl.store(p_ptr + at, p.to(dtype), mask=mask)
             if moments == tl.bfloat16:
-                bits = random_bits(seed, (index + at).to(tl.int32), t)
+                bits = random_bits(seed, index + start, t, tile)
                 tl.store(m_ptr + at, round_stochastic(m, bits & 0xFFFF), mask=mask)
                 tl.store(v_ptr + at, round_stochastic(v, bits >> 16), mask=mask)
             else:

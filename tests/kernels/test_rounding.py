@@ -13,29 +13,28 @@ from blocksched.kernels.rounding import (
 
 
 @jit()
-def _round_kernel(x, out, bits_out, seed: tl.int64, step, n: tl.constexpr):
+def _round_kernel(x, out, bits_out, seed: tl.int64, first, step, n: tl.constexpr):
     at = tl.arange(0, n)
-    bits = random_bits(seed, at, step)
+    bits = random_bits(seed, first, step, n)
     tl.store(bits_out + at, bits.to(tl.int64))
     tl.store(out + at, round_stochastic(tl.load(x + at), bits & 0xFFFF))
 
 
 def test_philox_as_published():
-    """Known answers of Random123's kat_vectors for philox4x32-10 (first word), where the counter
-    has only words that are used here: counter and key zero."""
-    zero = torch.zeros(1, dtype=torch.int64)
-    assert random_bits_ref(0, zero, 0).item() == 0x6627E8D5
+    """The known answer of Random123's kat_vectors for philox4x32 10, counter and key zero."""
+    words = random_bits_ref(0, torch.arange(4), 0).tolist()
+    assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
 
 @pytest.mark.triton
 def test_kernel_and_reference_to_the_bit(device):
     x = torch.randn(512, device=device) * torch.logspace(-38, 38, 512, device=device)
     x[:5] = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 3.4e38])
-    for seed, step in ((0, 1), (7 << 32 | 3, 2**20), (2**62 + 1, 5)):
+    for seed, first, step in ((0, 0, 1), (7 << 32 | 3, 8192, 2**20), (2**62 + 1, 2**33 + 4, 5)):
         out = torch.empty(512, dtype=torch.bfloat16, device=device)
         bits = torch.empty(512, dtype=torch.int64, device=device)
-        _round_kernel[(1,)](x, out, bits, seed, step, 512)
-        want = random_bits_ref(seed, torch.arange(512, device=device), step)
+        _round_kernel[(1,)](x, out, bits, seed, first, step, 512)
+        want = random_bits_ref(seed, first + torch.arange(512, device=device), step)
         assert torch.equal(bits, want)
         rounded = round_ref(x, want & 0xFFFF)
         assert out[0].isnan()
