@@ -126,14 +126,15 @@ class AdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_gradients()
         sums, self._measure = self._measure, False
         parts = [self._sums_of_the_rest()] if sums else []
         index = itertools.count()
         for group in self.param_groups:
-            numbered = [(p, next(index)) for p in group["params"]]
             alike: dict[tuple[torch.device, bool], list[tuple[Tensor, int]]] = {}
-            for p, i in numbered:
-                if self._start(p, group):
+            for p, i in zip(group["params"], index, strict=False):
+                if p.grad is not None or p in self.state:
+                    self._start(p, group)
                     alike.setdefault((p.device, self._has_master(p)), []).append((p, i))
             for (device, masters), members in alike.items():
                 parts.append(self._update(group, members, device, masters, sums))
@@ -167,22 +168,24 @@ class AdamW(torch.optim.AdamW):
             if "step" in kept:
                 kept["step"] = torch.as_tensor(kept["step"], dtype=torch.float32, device=p.device)
 
-    def _start(self, p: Tensor, group: dict[str, Any]) -> bool:
-        """Whether p takes part: it has a gradient or had one. Its state is made at the first."""
-        grad = p.grad
-        if grad is not None:
-            if grad.layout != torch.strided:
+    def _check_gradients(self) -> None:
+        """Raise before anything is updated."""
+        active = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for p in active:
+            if p.grad.layout != torch.strided:
                 raise RuntimeError(
                     "blocksched.AdamW does not take sparse gradients: use torch.optim.SparseAdam "
                     "for that parameter, or sparse=False in its embedding"
                 )
-            if grad.dtype != p.dtype:
+            if p.grad.dtype != p.dtype:
                 raise RuntimeError(
-                    f"a gradient must have its parameter's dtype {p.dtype}, got {grad.dtype}: "
+                    f"a gradient must have its parameter's dtype {p.dtype}, got {p.grad.dtype}: "
                     "leave grad_dtype alone"
                 )
-        elif p not in self.state:
-            return False
+        ops.uses_triton(self.backend, active)
+
+    def _start(self, p: Tensor, group: dict[str, Any]) -> None:
+        """Make what the state of a parameter lacks."""
         state = self.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
@@ -192,7 +195,6 @@ class AdamW(torch.optim.AdamW):
                 state[name] = torch.zeros_like(p, dtype=self._dtype(name, p))
         if self._has_master(p) and "master_param" not in state:
             state["master_param"] = p.detach().to(torch.float32, copy=True)
-        return True
 
     def _has_master(self, p: Tensor) -> bool:
         return self.master_weights and p.dtype.itemsize < 4
