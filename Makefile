@@ -18,8 +18,15 @@ test: $(READY)
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
+# Everything that only a GPU can tell: its tests, the kernels' memory and races, and their speed.
 gpu: $(READY)
-	$(BIN)/python -m pytest -m cuda $(ARGS)
+	$(BIN)/python -m pytest -m "cuda or triton" $(ARGS)
+	for tool in memcheck racecheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(BIN)/python -m pytest tests/kernels/test_adamw.py tests/kernels/test_block_sums.py \
+	        -k "float64 or bit or addresses" || exit 1; \
+	done
+	$(BIN)/python bench/kernels.py --device cuda --json-out bench/results/gpu-kernels.json
 
 lint: $(READY)
 	$(BIN)/ruff check .
