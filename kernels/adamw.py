@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,20 +134,14 @@ def _store_ref(out: Tensor, x: Tensor, seeds: Sequence[int], i: int, step: int, 
 
 
 @jit()
-def _bias_correction(t: tl.tensor, log: tl.tensor, low: tl.tensor) -> tl.tensor:
-    """1 - beta^t = -expm1(t log beta), to a unit in the last place and without float64.
-
-    `log` + `low` is log beta to twice float32's precision, for 1 - 0.999 = 0.001 is as far off as
-    log 0.999 is.
-    """
-    x = t * log
+def _bias_correction(t: tl.tensor, log_beta: tl.tensor) -> tl.tensor:
+    """1 - beta^t = -expm1(t log beta), which 1 - exp would cancel away, without float64."""
+    x = t * log_beta
     y = tl.maximum(x, -1.0)
-    rest = tl.fma(t, log, -x) + t * low
     series = tl.zeros_like(y)
     for n in tl.static_range(12, 1, -1):  # expm1(y) = y + y (y/2 (1 + y/3 (1 + y/4 (...))))
         series = y * (1.0 + series) * (1.0 / n)
-    small = y + (y * series + rest * (1.0 + y + y * series))
-    return tl.where(x > -1.0, -small, 1.0 - tl.exp(x))
+    return tl.where(x > -1.0, -(y + y * series), 1.0 - tl.exp(x))
 
 
 @jit("n_tensors")
@@ -167,9 +160,7 @@ def _advance_kernel(
     beta2: tl.float32,
     weight2: tl.float32,
     log1: tl.float32,
-    low1: tl.float32,
     log2: tl.float32,
-    low2: tl.float32,
     lr_on_device: tl.constexpr,
     betas_on_device: tl.constexpr,
     has_found_inf: tl.constexpr,
@@ -183,7 +174,6 @@ def _advance_kernel(
         beta1, beta2 = tl.load(beta1_at).to(tl.float32), tl.load(beta2_at).to(tl.float32)
         weight1, weight2 = 1.0 - beta1, 1.0 - beta2
         log1, log2 = tl.log(tl.maximum(beta1, 1e-37)), tl.log(tl.maximum(beta2, 1e-37))
-        low1, low2 = 0.0, 0.0
     i = tl.program_id(0) * lanes + tl.arange(0, lanes)
     grads = tl.load(pointers + n_tensors + i, mask=i < n_tensors, other=0)
     steps = tl.load(pointers + 6 * n_tensors + i, mask=i < n_tensors, other=0)
@@ -195,8 +185,8 @@ def _advance_kernel(
     out = scalars + i * 8
     live = i < n_tensors
     t = tl.maximum(t, 1.0)  # 0 if the very first step is skipped
-    tl.store(out, tl.div_rn(lr, _bias_correction(t, log1, low1)), mask=live)
-    tl.store(out + 1, tl.sqrt_rn(_bias_correction(t, log2, low2)), mask=live)
+    tl.store(out, tl.div_rn(lr, _bias_correction(t, log1)), mask=live)
+    tl.store(out + 1, tl.sqrt_rn(_bias_correction(t, log2)), mask=live)
     tl.store(out + 2, decay + tl.zeros_like(t), mask=live)
     tl.store(out + 3, weight1 + tl.zeros_like(t), mask=live)
     tl.store(out + 4, beta2 + tl.zeros_like(t), mask=live)
@@ -415,11 +405,7 @@ def adamw(
 
 
 def _host_numbers(lr: Tensor, beta1: Tensor, beta2: Tensor, weight_decay: float) -> list[float]:
-    """What _advance_kernel takes as plain numbers, lr to low2; 0 for what is on the device."""
+    """What _advance_kernel takes as plain numbers, lr to log2; 0 for what is on the device."""
     rate, b1, b2 = (float(x) if x.is_cpu else 0.0 for x in (lr, beta1, beta2))
-    numbers = [rate, 1 - rate * weight_decay, 1 - b1, b2, 1 - b2]
-    for beta in (b1, b2):
-        log = max(math.log(beta), -100.0) if beta else -100.0
-        high = float(np.float32(log))
-        numbers += [high, log - high]
-    return numbers
+    logs = [math.log(max(beta, 1e-37)) for beta in (b1, b2)]
+    return [rate, 1 - rate * weight_decay, 1 - b1, b2, 1 - b2, *logs]
