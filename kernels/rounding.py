@@ -37,7 +37,7 @@ def random_bits_ref(seed: int, index: Tensor, step: int) -> Tensor:
 def round_ref(x: Tensor, bits: Tensor) -> Tensor:
     """float32 -> bfloat16 with 16 random bits a number; infinities and NaN stay what they are."""
     raised = (x.view(torch.int32) + bits.to(torch.int32)) & -0x10000
-    return torch.where(torch.isfinite(x), raised.view(torch.float32), x).to(torch.bfloat16)
+    return torch.where(x.isnan(), x, raised.view(torch.float32)).to(torch.bfloat16)
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,5 +61,4 @@ def random_bits(
 def round_stochastic(x: tl.tensor, bits: tl.tensor) -> tl.tensor:
     """round_ref."""
     raised = (x.to(tl.int32, bitcast=True) + bits.to(tl.int32)) & -0x10000
-    finite = tl.abs(x) < float("inf")
-    return tl.where(finite, raised.to(tl.float32, bitcast=True), x).to(tl.bfloat16)
+    return tl.where(x != x, x, raised.to(tl.float32, bitcast=True)).to(tl.bfloat16)
