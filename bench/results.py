@@ -44,7 +44,7 @@ def document(
         "timestamp_utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "status": status,
         "config": flags,
-        "system": _system(task.device),
+        "system": system(task.device),
         "task": task.info,
         "results": [_row(arm, full, config, expected) for arm in started],
         "traces": {arm.name: _trace(arm) for arm in started},
@@ -178,7 +178,7 @@ def _trace(arm: Arm) -> dict[str, Any]:
     }
 
 
-def _system(device: torch.device) -> dict[str, Any]:
+def system(device: torch.device) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     return {
         "cuda_available": torch.cuda.is_available(),

@@ -128,7 +128,7 @@ class AdamW(torch.optim.AdamW):
                 loss = closure()
         self._check_gradients()
         sums, self._measure = self._measure, False
-        parts = [self._sums_of_the_rest()] if sums else []
+        parts = self._sums_of_the_rest() if sums else []
         index = itertools.count()
         for group in self.param_groups:
             alike: dict[tuple[torch.device, bool], list[tuple[Tensor, int]]] = {}
@@ -138,7 +138,7 @@ class AdamW(torch.optim.AdamW):
                     alike.setdefault((p.device, self._has_master(p)), []).append((p, i))
             for (device, masters), members in alike.items():
                 parts.append(self._update(group, members, device, masters, sums))
-        if sums:
+        if parts and sums:
             self.block_sums = torch.stack([part.to(parts[-1]) for part in parts]).sum(0)
         return loss
 
@@ -240,12 +240,14 @@ class AdamW(torch.optim.AdamW):
             self.backend,
         )
 
-    def _sums_of_the_rest(self) -> Tensor:
+    def _sums_of_the_rest(self) -> list[Tensor]:
         """Sums of block parameters that never had a gradient: only their weights count."""
         places = {p: b for p, b in self._place.items() if b >= 0}
         rest = [p for p in places if p.grad is None and p not in self.state]
+        if not rest:
+            return []
         blocks = [places[p] for p in rest]
-        return ops.block_sums(rest, [None] * len(rest), blocks, len(self._blocks), self.backend)
+        return [ops.block_sums(rest, [None] * len(rest), blocks, len(self._blocks), self.backend)]
 
     def _from_scaler(self, name: str, device: torch.device) -> Tensor | None:
         """What a GradScaler left here for the time of this step."""

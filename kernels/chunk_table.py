@@ -186,7 +186,7 @@ def typed(address: tl.tensor, dtype: tl.constexpr, aligned: tl.constexpr) -> tl.
     return tl.multiple_of(pointer, 16) if aligned else pointer
 
 
-@jit("at", "count")
+@jit("at", "count", *(f"w{i}" for i in range(_WORDS)))
 def _poke(
     out: tl.tensor,
     at: tl.tensor,

@@ -11,7 +11,7 @@ try:
 except ModuleNotFoundError:
     triton = tl = None
 
-__all__ = ["HAS_TRITON", "INTERPRETED", "LAUNCH", "TRITON_DTYPES", "jit", "tl"]
+__all__ = ["HAS_TRITON", "INTERPRETED", "LAUNCH", "TRITON_DTYPES", "jit", "tl", "triton"]
 HAS_TRITON = triton is not None
 INTERPRETED = HAS_TRITON and triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: on the CPU
 TRITON_DTYPES = (
