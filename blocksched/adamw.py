@@ -57,17 +57,11 @@ class AdamW(torch.optim.AdamW):
         seed: int = 0,
     ) -> None:
         ops.check_backend(backend)
-        if differentiable:
-            raise ValueError(
-                "blocksched.AdamW updates in place and has no gradient of its own, got "
-                "differentiable=True: use torch.optim.AdamW for that"
-            )
         if moment_dtype not in (None, torch.float32, torch.bfloat16):
             raise ValueError(
-                f"moment_dtype must be torch.bfloat16 or torch.float32, got {moment_dtype}"
+                f"moment_dtype must be torch.bfloat16 or torch.float32, got {moment_dtype}: leave "
+                "it out for float32"
             )
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"seed must be 0 .. {2**31 - 1}, got {seed}")
         self.backend: ops.Backend = backend
         self.master_weights = master_weights
         self.moment_dtype = moment_dtype or torch.float32
@@ -75,22 +69,21 @@ class AdamW(torch.optim.AdamW):
         self.set_blocks([])
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach,
-            capturable=capturable, fused=fused,
+            capturable=capturable, differentiable=differentiable, fused=fused,
         )  # fmt: skip
         self._step_supports_amp_scaling = True  # a GradScaler hands over grad_scale and found_inf
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; complex parameters are refused."""
+        """As torch's. Raises ValueError for complex parameters, differentiable and a bad seed."""
         super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            if p.is_complex():
-                self.param_groups.pop()
-                raise ValueError(
-                    f"blocksched.AdamW takes real parameters, got {p.dtype}: pass "
-                    "torch.view_as_real(...) or use torch.optim.AdamW"
-                )
+        group = self.param_groups[-1]
         if self.moment_dtype == torch.bfloat16:
-            self.param_groups[-1].setdefault("seed", self._seed)
+            group.setdefault("seed", self._seed)
+        try:
+            _check_group(group, group.get("seed", self._seed))
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def set_blocks(self, blocks: Sequence[Iterable[Tensor]], stem: Iterable[Tensor] = ()) -> None:
         """Tell which parameters make up each block, in order, and the stem; BlockScheduler does.
@@ -144,14 +137,36 @@ class AdamW(torch.optim.AdamW):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, from its checkpoints or ours; moments keep their precision."""
-        super().load_state_dict(state_dict)
-        saved = state_dict["state"]
-        keys = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
+        saved: dict[str, Any] = {}
+
+        def remember(_optimizer: Any, final: dict[str, Any]) -> None:
+            saved.update(final)
+
+        def restore(_optimizer: Any) -> None:
+            self._restore(saved)
+
+        # Torch casts moments to the parameter's dtype. Other hooks run before the one, after the
+        # other, so that they find and leave what they expect.
+        handles = [
+            self.register_load_state_dict_pre_hook(remember),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        keys = itertools.chain(*(group["params"] for group in saved["param_groups"]))
         ours = itertools.chain(*(group["params"] for group in self.param_groups))
         for key, p in zip(keys, ours, strict=True):
+            state = saved["state"].get(key, {})
             for name in _MOMENTS:
-                if name in saved.get(key, {}):
-                    self.state[p][name] = saved[key][name].to(p.device, self._dtype(name, p))
+                if name in state:
+                    self.state[p][name] = state[name].to(p.device, self._dtype(name, p))
+            if "master_param" in state and not self._has_master(p):
+                del self.state[p]["master_param"]  # nobody would update it
 
     def __getstate__(self) -> dict[str, Any]:
         kept = "backend", "master_weights", "moment_dtype", "_seed", "_step_supports_amp_scaling"
@@ -262,6 +277,24 @@ class AdamW(torch.optim.AdamW):
                 "this step is captured in a CUDA graph, which keeps its numbers: build the "
                 "optimizer with capturable=True, and pass lr as a tensor if it is to change"
             )
+
+
+def _check_group(group: dict[str, Any], seed: object) -> None:
+    for p in group["params"]:
+        if p.is_complex():
+            raise ValueError(
+                f"blocksched.AdamW takes real parameters, got {p.dtype}: pass "
+                "torch.view_as_real(...) or use torch.optim.AdamW"
+            )
+    if group["differentiable"]:
+        raise ValueError(
+            "blocksched.AdamW updates in place and has no gradient of its own, got "
+            "differentiable=True: use torch.optim.AdamW for that"
+        )
+    if not (isinstance(seed, int) and 0 <= seed < 2**31):
+        raise ValueError(
+            f"seed must be an integer, 0 .. {2**31 - 1}, got {seed}: choose one of those"
+        )
 
 
 def _scalar(number: float | Tensor) -> Tensor:

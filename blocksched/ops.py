@@ -114,9 +114,10 @@ def adamw(
             weight_decay, eps, maximize, grad_scale, found_inf, seeds, blocks, n_blocks, sums,
         )  # fmt: skip
     if triton:  # as an in-place operation of torch would, so that autograd notices
-        torch.autograd.graph.increment_version(
-            [*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *masters, *steps]
-        )
+        for changed in (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps):
+            torch.autograd.graph.increment_version(
+                [t for t, grad in zip(changed, grads, strict=False) if grad is not None]
+            )
     return result
 
 

@@ -241,7 +241,7 @@ class BlockScheduler:
         for i, own in enumerate(self._optimizers):
             if any(self._shares[i]):
                 part = own.block_sums if isinstance(own, AdamW) else self._sums.get(i)
-                if part is None:
+                if i not in self._stepped or part is None:
                     return None
                 parts.append(part.to(self._device, torch.float64))
         return torch.stack(parts).sum(0)
