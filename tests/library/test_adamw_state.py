@@ -117,6 +117,12 @@ def test_a_copy_has_all_options(backend, copied):
     same(twin.state_dict(), optimizer.state_dict())
     same(*([p for group in x.param_groups for p in group["params"]] for x in (twin, optimizer)))
     assert twin.backend == backend
+    twin.zero_grad()
+    twin.param_groups[0]["params"][0].grad = grad = torch.ones(5, 13).to(late)
+    scaler = torch.amp.GradScaler(late.device.type)
+    scaler.scale(late)
+    scaler.step(twin)
+    assert (grad == 1).all()  # the update unscales, not the scaler
     assert names < set(twin.state_dict()["state"][2])
 
 
@@ -131,22 +137,27 @@ def test_the_seed_decides_the_rounding(backend):
     assert not any(map(torch.equal, moments(3), moments(4)))
 
 
-@pytest.mark.parametrize("step", [4, 4.0, torch.tensor(4.0), torch.tensor([4.0])], ids=repr)
-def test_a_step_count_of_any_kind(step):
-    params, straight = weights(), weights()
-    other = train(torch.optim.AdamW(straight), range(4))
-    state = copy.deepcopy(other.state_dict())
+STEPS = 4, 4.0, torch.tensor([4.0]), torch.tensor(4), torch.tensor(4.0, dtype=F64)
+
+
+@backends
+@pytest.mark.parametrize("step", STEPS, ids=repr)
+def test_a_step_count_of_any_kind(backend, step):
+    params, straight = weights(backend), weights(backend)
+    other = train(AdamW(straight, backend=backend), range(4))
+    state = saved(other)
     with torch.no_grad():
         for p, q in zip(params, straight, strict=True):
             p.copy_(q)
     for entry in state["state"].values():
         entry["step"] = copy.deepcopy(step)
-    optimizer = AdamW(params)
+    optimizer = AdamW(params, backend=backend)
     optimizer.load_state_dict(state)
     train(optimizer, range(4, 6))
     train(other, range(4, 6))
     same(params, straight)
     assert optimizer.state[params[0]]["step"] == 6
+    assert optimizer.state[params[0]]["step"].dtype == F32
 
 
 @pytest.mark.cuda
