@@ -1,5 +1,7 @@
 """Stochastic rounding: the published random numbers, an unbiased mean, nothing else touched."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
