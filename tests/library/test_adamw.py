@@ -306,7 +306,9 @@ def test_what_is_not_finite(backend, amsgrad):
         for numbers in (gradient, [0.0] * 8, gradient[::-1]):
             params[0].grad = torch.tensor(numbers, device=params[0].device)
             optimizer.step()
-            runs[-1].append(params[0].detach().clone())
+            state = optimizer.state[params[0]]
+            names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])]
+            runs[-1] += [params[0].detach().clone(), *(state[name].isnan() for name in names)]
     torch.testing.assert_close(*runs, rtol=0, atol=0, equal_nan=True)
     assert runs[0][0].isnan().tolist() == [True] * 3 + [False] * 5
 

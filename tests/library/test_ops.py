@@ -150,6 +150,14 @@ def close(backend, got, want):
     torch.testing.assert_close(got.to("cpu", F64), want.to("cpu", F64), rtol=512 * unit, atol=0)
 
 
+@backends
+def test_block_sums_of_tensors_with_gaps(backend):
+    torch.manual_seed(0)
+    p, g = (torch.randn(5, 26, device=place(backend))[:, ::2] for _ in range(2))
+    want = block_sums_ref([p.contiguous(), p.contiguous()], [g.contiguous(), None], [0, 1], 2)
+    close(backend, ops.block_sums([p, p], [g, None], [0, 1], 2, backend), want)
+
+
 def prepared(backend, **options):
     """Two blocks, a stem, one parameter elsewhere; 1 rests after a step, 2 has no gradient ever."""
     params = [
