@@ -29,6 +29,7 @@ from blocksched.kernels.chunk_table import (
     CHUNK,
     TableCache,
     addresses,
+    dense_strides,
     same_layout,
     tile,
     typed,
@@ -118,17 +119,21 @@ def adamw_ref(
             x = torch.maximum(max_exp_avg_sqs[i], v, out=max_exp_avg_sqs[i])
         denom = (x.sqrt() / (1 - b2**t) ** 0.5).add_(eps)
         p.addcdiv_(m, denom, value=-rate / (1 - b1**t))
-        _store_ref(exp_avgs[i], m, seeds, i, int(t), 0)
-        _store_ref(exp_avg_sqs[i], v, seeds, i, int(t), 16)
+        bits = None
+        if exp_avgs[i].dtype == torch.bfloat16:
+            place = torch.arange(p.numel(), device=p.device)  # in memory, in the parameter's order
+            place = place.as_strided(param.shape, dense_strides(param))
+            bits = random_bits_ref(seeds[i], place, int(t))
+        _store_ref(exp_avgs[i], m, bits)
+        _store_ref(exp_avg_sqs[i], v, None if bits is None else bits >> 16)
         if p is not param:
             param.copy_(p)
     return torch.full_like(result, math.nan) if skipped else result
 
 
-def _store_ref(out: Tensor, x: Tensor, seeds: Sequence[int], i: int, step: int, shift: int) -> None:
-    if out.dtype == torch.bfloat16:
-        index = torch.arange(x.numel(), device=x.device).as_strided(x.shape, x.stride())
-        x = round_ref(x, (random_bits_ref(seeds[i], index, step) >> shift) & 0xFFFF)
+def _store_ref(out: Tensor, x: Tensor, bits: Tensor | None) -> None:
+    if bits is not None:
+        x = round_ref(x, bits & 0xFFFF)
     if x is not out:
         out.copy_(x)
 

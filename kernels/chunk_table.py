@@ -146,12 +146,14 @@ def same_layout(
 ) -> tuple[list[list[Tensor | None]], Callable[[Sequence[int]], None]]:
     """`columns` such that the tensors at one index lie in memory in the same order, without gaps.
 
+    That is the order of the first column.
+
     Args:
         columns: lists of tensors; those at one index have the same shape. A list may be empty.
 
     Returns:
-        The lists, with contiguous copies where that was needed, and a function that copies those of
-        the columns it is given back into the tensors they were made from.
+        The lists, with copies where that was needed, and a function that copies those of the
+        columns it is given back into the tensors they were made from.
     """
     same = [list(column) for column in columns]
     copied: list[tuple[int, Tensor, Tensor]] = []
@@ -159,9 +161,10 @@ def same_layout(
         tensors = {c: t for c, column in enumerate(same) if column and (t := column[i]) is not None}
         if all(t.is_contiguous() for t in tensors.values()) or _one_dense_order(tensors.values()):
             continue
+        strides = dense_strides(tensors[0])
         for c, tensor in tensors.items():
-            if not tensor.is_contiguous():
-                same[c][i] = copy = tensor.contiguous()
+            if tensor.stride() != strides:
+                same[c][i] = copy = tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
                 copied.append((c, tensor, copy))
 
     def copy_back(written: Sequence[int]) -> None:
@@ -172,11 +175,16 @@ def same_layout(
     return same, copy_back
 
 
+def dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Those of `tensor`, or contiguous ones where it has gaps."""
+    if torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return tensor.stride()
+    return torch.empty(tensor.shape, device="meta").stride()
+
+
 def _one_dense_order(tensors: Any) -> bool:
     strides = {t.stride() for t in tensors}
-    return len(strides) == 1 and all(
-        torch.ops.aten.is_non_overlapping_and_dense(t) for t in tensors
-    )
+    return len(strides) == 1 and all(t.stride() == dense_strides(t) for t in tensors)
 
 
 @jit()

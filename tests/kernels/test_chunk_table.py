@@ -129,17 +129,24 @@ def test_layouts_are_made_the_same():
     like = torch.zeros(3, 4).t()
     gaps = torch.arange(24.0).reshape(4, 6)[:, ::2]
     plain = torch.ones(4, 3)
-    (a, b), copy_back = same_layout([[dense, gaps, dense], [like, plain, plain]])
-    assert a[0] is dense
+    (a, b), copy_back = same_layout([[dense, gaps, dense, plain], [like, plain, plain, dense]])
+    assert a[0] is a[2] is dense
     assert b[0] is like
-    assert all(t.is_contiguous() for t in (a[1], b[1], a[2], b[2]))
+    assert a[1].is_contiguous()
+    assert b[1] is a[3] is plain
+    assert b[2].stride() == dense.stride()
+    assert torch.equal(b[2], plain)
+    assert b[3].is_contiguous()
+    assert torch.equal(b[3], dense)
     a[1].fill_(5.0)
-    a[2].fill_(6.0)
+    b[2].fill_(6.0)
+    b[3].fill_(7.0)
     copy_back([1])
     assert gaps[0, 0] == 0.0
+    assert plain.eq(6.0).all()
+    assert dense.eq(7.0).all()
     copy_back([0])
     assert gaps.eq(5.0).all()
-    assert dense.eq(6.0).all()
 
 
 def test_an_empty_tensor_is_no_missing_one():

@@ -228,7 +228,7 @@ def split(model):
     ]
 
 
-def story(model, make, closed=False, steps=12):
+def story(model, make, closed=False, steps=8):
     """Losses, plans and states of a run; `make` builds its optimizers."""
     optimizers = make(model)
     scheduler = BlockScheduler(model, optimizers, MOVING, total_steps=20)
