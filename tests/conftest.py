@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from importlib import metadata
 
 import pytest
 import torch
@@ -51,12 +52,27 @@ class TinyModel(nn.Module):
         return nn.functional.cross_entropy(self(tokens), tokens.roll(1))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a CUDA device where there is none."""
+def _missing() -> dict[str, str]:
+    """What cannot run here, by marker, and why."""
+    missing = {}
     if not torch.cuda.is_available():
+        missing["cuda"] = "no CUDA device here"
+    try:
+        version = tuple(map(int, metadata.version("triton").split(".")[:2]))
+    except metadata.PackageNotFoundError:
+        missing["triton"] = "triton is not installed"
+    else:
+        if "cuda" in missing and version < (3, 9):
+            missing["triton"] = "its interpreter rounds as a GPU does from triton 3.9 on"
+    return missing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what cannot run here."""
+    for marker, reason in _missing().items():
         for item in items:
-            if item.get_closest_marker("cuda"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

@@ -24,14 +24,6 @@ if HAS_TRITON and INTERPRETED:
     interpreter._convert_float = _rounded
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what runs a Triton kernel where Triton is not installed."""
-    if not HAS_TRITON:
-        for item in items:
-            if item.get_closest_marker("triton"):
-                item.add_marker(pytest.mark.skip(reason="triton is not installed"))
-
-
 @pytest.fixture
 def device() -> torch.device:
     """Where the kernels run here."""

@@ -40,7 +40,7 @@ def test_16_byte_accesses_no_float64_no_spills(capability):
         assert is_wide(kernel), (name, kernel)
         assert kernel["float64"] == [], name
         assert kernel["local bytes"] == 0, name
-        assert kernel["registers"] <= 128, name  # 4 programs of 4 warps at a time
+        assert kernel["registers"] <= 168, name  # 3 programs of 4 warps at a time
         assert kernel["contractible"] == [], name  # each rounds as its reference does
 
 
