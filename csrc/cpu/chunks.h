@@ -1,0 +1,65 @@
+// Many tensors as one list of equal chunks, so that one parallel region serves them all.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+namespace blocksched {
+
+constexpr int64_t CHUNK = 8192;            // numbers; 4 arrays of them in float fit the L2 cache
+constexpr int64_t THREAD_WORTH = 1 << 15;  // numbers for which another thread is worth waking
+
+using Sums = std::array<double, 3>;  // sum |g p|, sum g^2, sum p^2
+
+struct Chunk {
+  int64_t tensor, begin, count;
+  int64_t start;  // numbers in the chunks before it
+};
+
+// Chunks of the tensors that have a size, in order; -1 leaves one out.
+inline std::vector<Chunk> chunks_of(const std::vector<int64_t>& sizes) {
+  std::vector<Chunk> chunks;
+  int64_t start = 0;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    for (int64_t begin = 0; begin < sizes[i]; begin += CHUNK) {
+      const int64_t count = std::min(CHUNK, sizes[i] - begin);
+      chunks.push_back({int64_t(i), begin, count, start});
+      start += count;
+    }
+  }
+  return chunks;
+}
+
+// Calls f(chunk) -> Sums for every chunk. Returns double [n_blocks, 3]: the sums of each block,
+// added chunk by chunk in order, whichever thread did which. Threads get equal shares of the
+// numbers, whatever the sizes of the tensors.
+template <class F>
+torch::stable::Tensor over_chunks(const std::vector<Chunk>& chunks,
+                                  const std::vector<int64_t>& blocks, int64_t n_blocks,
+                                  const F& f) {
+  std::vector<Sums> partials(chunks.size());
+  const int64_t numbers = chunks.empty() ? 0 : chunks.back().start + chunks.back().count;
+  torch::stable::parallel_for(0, numbers, THREAD_WORTH, [&](int64_t begin, int64_t end) {
+    auto chunk = std::lower_bound(chunks.begin(), chunks.end(), begin,
+                                  [](const Chunk& c, int64_t at) { return c.start < at; });
+    for (; chunk != chunks.end() && chunk->start < end; ++chunk) {
+      partials[chunk - chunks.begin()] = f(*chunk);
+    }
+  });
+  const int64_t sizes[] = {n_blocks, 3};
+  torch::stable::Tensor sums =
+      torch::stable::full(torch::headeronly::IntHeaderOnlyArrayRef(sizes, 2), 0.0,
+                          torch::headeronly::ScalarType::Double);
+  auto* out = static_cast<double*>(sums.data_ptr());
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const int64_t block = blocks[chunks[i].tensor];
+    if (block < 0 || block >= n_blocks) continue;
+    for (int k = 0; k < 3; ++k) out[3 * block + k] += partials[i][k];
+  }
+  return sums;
+}
+
+}  // namespace blocksched
