@@ -2,6 +2,7 @@
 
 from blocksched.adamw import AdamW
 from blocksched.blocks import Blocks, find_blocks
+from blocksched.mlp import FusedMLP
 from blocksched.scheduler import BlockScheduler
 from blocksched.schedules import DynamicSuffix, FullUpdate, Plan, Progress, Reading, StaticSuffix
 
@@ -11,6 +12,7 @@ __all__ = [
     "Blocks",
     "DynamicSuffix",
     "FullUpdate",
+    "FusedMLP",
     "Plan",
     "Progress",
     "Reading",

@@ -23,8 +23,8 @@ class AdamW(torch.optim.AdamW):
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, capturable: as torch.optim.AdamW;
             lr and betas may be tensors of one number, on the parameters' device if capturable.
-        backend: "auto" is Triton on a GPU, eager torch elsewhere and for float64; "triton" and
-            "eager" insist.
+        backend: "auto" is Triton on a GPU (not for float64), C++ on the CPU, else eager torch;
+            "triton", "cpp" and "eager" insist.
         master_weights: keep float32 weights behind bfloat16 and float16 parameters, in the state
             as `master_param`.
         moment_dtype: torch.bfloat16 keeps the moments in 2 bytes, rounded stochastically so that
@@ -197,7 +197,7 @@ class AdamW(torch.optim.AdamW):
                     f"a gradient must have its parameter's dtype {p.dtype}, got {p.grad.dtype}: "
                     "leave grad_dtype alone"
                 )
-        ops.uses_triton(self.backend, active)
+        ops.choose(self.backend, active)
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> None:
         """Make what the state of a parameter lacks."""

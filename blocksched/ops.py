@@ -2,7 +2,7 @@
 
 torch.ops.blocksched.block_sums and torch.ops.blocksched.adamw are the functions of the same name in
 blocksched.kernels, with a back end as last argument. Both are opaque to autograd; adamw declares
-every list it changes.
+every list it changes. The fused layer's op is in blocksched.mlp.
 """
 
 import contextlib
@@ -12,20 +12,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from blocksched import extension
 from blocksched.kernels import adamw as adamw_kernels
 from blocksched.kernels import block_sums as block_sums_kernels
+from blocksched.kernels.chunk_table import same_layout
 from blocksched.kernels.jit import HAS_TRITON, INTERPRETED, TRITON_DTYPES
 
 Backend = Literal["auto", "triton", "cpp", "eager"]
 BACKENDS = "auto", "triton", "cpp", "eager"
+CPP_DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
 def check_backend(backend: str) -> None:
-    """Raise for a back end that is none, or that this installation lacks."""
+    """Raise for a back end of block_sums and adamw that is none, or that is not installed."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "cpp":
-        raise ValueError("backend='cpp' is not part of this version: use 'auto'")
+    if backend == "cpp" and not extension.HAS_CPP:
+        raise ValueError(
+            f"backend='cpp' needs the extension, which is missing: {extension.why_not()}"
+        )
     if backend == "triton" and not HAS_TRITON:
         raise ValueError(
             "backend='triton' needs the triton package (pip install triton): install it, or use "
@@ -33,26 +38,38 @@ def check_backend(backend: str) -> None:
         )
 
 
-def uses_triton(backend: Backend, tensors: Sequence[Tensor]) -> bool:
-    """Whether the op runs in Triton for parameters like `tensors`: on a GPU, not float64.
+def choose(backend: Backend, tensors: Sequence[Tensor]) -> Literal["triton", "cpp", "eager"]:
+    """What block_sums and adamw run in for parameters like `tensors`.
 
-    Raises ValueError if `backend` asks for what cannot be.
+    Triton on a GPU but for float64, C++ on the CPU, eager torch for the rest. Raises ValueError if
+    `backend` asks for what cannot be.
     """
     check_backend(backend)
     on_gpu = all(t.is_cuda for t in tensors)
-    wide = next((t.dtype for t in tensors if t.dtype not in TRITON_DTYPES), None)
-    if backend == "triton":
-        if not (on_gpu or INTERPRETED):
-            raise ValueError(
-                f"backend='triton' needs parameters on a GPU, got {tensors[0].device}: move the "
-                "model first, or use 'auto'"
-            )
-        if wide is not None:
-            raise ValueError(
-                f"backend='triton' takes float32, bfloat16 and float16, got {wide}: use 'auto'"
-            )
-        return True
-    return backend == "auto" and HAS_TRITON and on_gpu and wide is None
+    on_cpu = all(t.is_cpu for t in tensors)
+    dtypes = {t.dtype for t in tensors}
+    for_triton, for_cpp = dtypes <= TRITON_DTYPES.keys(), dtypes <= set(CPP_DTYPES)
+    if backend == "auto":
+        if HAS_TRITON and on_gpu and for_triton and tensors:
+            return "triton"
+        return "cpp" if extension.HAS_CPP and on_cpu and for_cpp else "eager"
+    if backend == "triton" and not (on_gpu or INTERPRETED):
+        raise ValueError(
+            f"backend='triton' needs parameters on a GPU, got {tensors[0].device}: move the "
+            "model first, or use 'auto'"
+        )
+    if backend == "cpp" and not on_cpu:
+        where = next(t.device for t in tensors if not t.is_cpu)
+        raise ValueError(
+            f"backend='cpp' is for parameters on the CPU, got {where}: use 'auto', which is "
+            "Triton there"
+        )
+    if backend == "triton" and not for_triton:
+        wide = next(d for d in dtypes if d not in TRITON_DTYPES)
+        raise ValueError(
+            f"backend='triton' takes float32, bfloat16 and float16, got {wide}: use 'auto'"
+        )
+    return backend
 
 
 def block_sums(
@@ -66,12 +83,17 @@ def block_sums(
 
     Several devices, sparse gradients and gradients of another dtype are left to eager torch.
     """
-    triton = uses_triton(backend, params)
-    if triton and len({p.device for p in params}) <= 1 and all(map(_plain, params, grads)):
+    chosen = choose(backend, params)
+    plain = len({p.device for p in params}) <= 1 and all(map(_plain, params, grads))
+    if chosen == "triton" and plain:
         with _device_of(params):
             return block_sums_kernels.block_sums(params, grads, blocks, n_blocks)
+    if chosen == "cpp" and plain:
+        (p, g), _ = same_layout([params, grads])
+        sums: Tensor = torch.ops.blocksched.block_sums_cpu(p, g, blocks, n_blocks)
+        return sums
     sums = block_sums_kernels.block_sums_ref(params, grads, blocks, n_blocks)
-    return sums.float() if triton else sums
+    return sums.float() if chosen == "triton" else sums
 
 
 def _device_of(params: Sequence[Tensor]) -> contextlib.AbstractContextManager[Any]:
@@ -105,19 +127,58 @@ def adamw(
     sums: bool,
     backend: Backend = "auto",
 ) -> Tensor:
-    """One AdamW step in place: blocksched.kernels.adamw.adamw_ref."""
-    triton = uses_triton(backend, params)
-    step = adamw_kernels.adamw if triton else adamw_kernels.adamw_ref
+    """One AdamW step in place: blocksched.kernels.adamw.adamw_ref.
+
+    Triton and C++ raise RuntimeError for state of another size or dtype than adamw_ref names.
+    """
+    chosen = choose(backend, params)
+    state = exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps
+    step = {"triton": adamw_kernels.adamw, "cpp": _adamw_cpp, "eager": adamw_kernels.adamw_ref}
     with _device_of(params):
-        result = step(
-            params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps, lr, beta1, beta2,
-            weight_decay, eps, maximize, grad_scale, found_inf, seeds, blocks, n_blocks, sums,
+        result = step[chosen](
+            params, grads, *state, lr, beta1, beta2, weight_decay, eps, maximize, grad_scale,
+            found_inf, seeds, blocks, n_blocks, sums,
         )  # fmt: skip
-    if triton:  # as an in-place operation of torch would, so that autograd notices
-        for changed in (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps):
+    if chosen != "eager":  # as an in-place operation of torch would, so that autograd notices
+        for changed in (params, *state):
             torch.autograd.graph.increment_version(
                 [t for t, grad in zip(changed, grads, strict=False) if grad is not None]
             )
+    return result
+
+
+@torch.no_grad()
+def _adamw_cpp(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    masters: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    lr: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    weight_decay: float,
+    eps: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    seeds: Sequence[int],
+    blocks: Sequence[int],
+    n_blocks: int,
+    sums: bool,
+) -> Tensor:
+    """adamw_ref in csrc/cpu/adamw.cpp."""
+    columns, copy_back = same_layout(
+        [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters]
+    )
+    result: Tensor = torch.ops.blocksched.adamw_cpu(
+        *columns, steps, float(lr), float(beta1), float(beta2), weight_decay, eps, maximize,
+        1.0 if grad_scale is None else float(grad_scale),
+        found_inf is not None and bool(found_inf), seeds, blocks, n_blocks, sums,
+    )  # fmt: skip
+    copy_back([0, 2, 3, 4, 5])
     return result
 
 
@@ -157,6 +218,31 @@ def _(params: Sequence[Tensor], *arguments: Any) -> Tensor:
 
 
 def _sums_like(params: Sequence[Tensor], n_blocks: int, backend: Backend) -> Tensor:
-    dtype = torch.float32 if uses_triton(backend, params) else torch.float64
+    dtype = torch.float32 if choose(backend, params) == "triton" else torch.float64
     device = params[0].device if params else torch.device("cpu")
     return torch.empty(n_blocks, 3, dtype=dtype, device=device)
+
+
+def _block_sums_cpu_like(*arguments: Any) -> Tensor:
+    return torch.empty(arguments[-1], 3, dtype=torch.float64)
+
+
+def _adamw_cpu_like(*arguments: Any) -> Tensor:
+    n_blocks, sums = arguments[-2:]
+    return torch.empty(n_blocks if sums else 0, 3, dtype=torch.float64)
+
+
+if extension.HAS_CPP:
+    torch.library.register_fake("blocksched::block_sums_cpu", _block_sums_cpu_like)
+    torch.library.register_fake("blocksched::adamw_cpu", _adamw_cpu_like)
+
+
+def backend_of(op: str, device_type: str) -> str:
+    """What `op` (mlp, block_sums or adamw) runs in by default for float32 on "cpu" or "cuda"."""
+    on_gpu = device_type == "cuda"
+    if op == "mlp":
+        served = extension.HAS_CUDA if on_gpu else extension.HAS_CPP
+        return ("CUDA" if on_gpu else "C++") if served else "eager"
+    if on_gpu:
+        return "Triton" if HAS_TRITON else "eager"
+    return "C++" if extension.HAS_CPP else "eager"
