@@ -3,11 +3,13 @@ PYTHON ?= python3
 # One version, so that a run can be repeated. A build without CUDA, or another of 2.11 to 2.13, also
 # does: make test TORCH=torch==2.12.0
 TORCH ?= torch==2.13.0
+# === takes the plain version, the one with CUDA, where pip also finds a local build such as +cpu.
+CUDA_TORCH ?= torch===2.13.0
 BIN := .venv/bin
 READY := .venv/ready
 ARGS ?=
 
-.PHONY: bench test lint soak gpu clean
+.PHONY: bench test lint soak gpu cuda-link clean
 
 bench: $(READY)
 	$(BIN)/python bench/run.py $(ARGS)
@@ -28,6 +30,19 @@ gpu: $(READY)
 	done
 	$(BIN)/python bench/kernels.py --device cuda --json-out bench/results/gpu-kernels.json
 
+# Compiles and links all of the extension against a torch with CUDA (gigabytes), loads it and runs
+# the CPU's tests. Needs nvcc, and no GPU. A copy, so that nothing here is built anew.
+cuda-link:
+	work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && trap 'exit 1' INT TERM && \
+	tar -cf - --exclude=.venv --exclude=./build --exclude='*.so' . | tar -xf - -C "$$work" && \
+	cd "$$work" && $(PYTHON) -m venv .venv && \
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CUDA_TORCH) && \
+	BLOCKSCHED_EXT=1 BLOCKSCHED_CUDA=1 \
+	    $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench,test]' && \
+	$(BIN)/python -m blocksched && \
+	$(BIN)/python -c 'from blocksched.extension import HAS_CUDA, reason; assert HAS_CUDA, reason' && \
+	$(BIN)/python -m pytest $(ARGS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,9 +50,10 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build *.egg-info blocksched/_C*.so blocksched/_build.json
 
-$(READY): pyproject.toml setup.py
+# An edited source of the extension builds it again.
+$(READY): pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, $(PYTHON) is older: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)

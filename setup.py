@@ -67,7 +67,7 @@ def switch(name: str) -> bool | None:
 
 def check_environment() -> None:
     """Raise for values that the tools behind would pass over, or trip over late."""
-    if switch("BLOCKSCHED_EXT") is False and switch("BLOCKSCHED_CUDA"):
+    if (switch("BLOCKSCHED_EXT"), switch("BLOCKSCHED_CUDA")) == (False, True):
         raise SetupError("BLOCKSCHED_CUDA=1 needs the extension, got BLOCKSCHED_EXT=0: unset one")
     jobs = os.environ.get("MAX_JOBS", "1")
     if not (jobs.isdecimal() and int(jobs)):

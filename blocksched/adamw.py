@@ -125,9 +125,10 @@ class AdamW(torch.optim.AdamW):
         index = itertools.count()
         for group in self.param_groups:
             alike: dict[tuple[torch.device, bool], list[tuple[Tensor, int]]] = {}
+            names = _MOMENTS[: 3 if group["amsgrad"] else 2]
             for p, i in zip(group["params"], index, strict=False):
                 if p.grad is not None or p in self.state:
-                    self._start(p, group)
+                    self._start(p, names)
                     alike.setdefault((p.device, self._has_master(p)), []).append((p, i))
             for (device, masters), members in alike.items():
                 parts.append(self._update(group, members, device, masters, sums))
@@ -136,10 +137,14 @@ class AdamW(torch.optim.AdamW):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, from its checkpoints or ours; moments keep their precision."""
+        """As torch's, from its checkpoints or ours; moments keep their precision.
+
+        Raises ValueError, with nothing changed, for a group that add_param_group would refuse."""
         saved: dict[str, Any] = {}
 
         def remember(_optimizer: Any, final: dict[str, Any]) -> None:
+            for group in final["param_groups"]:
+                _check_options(group, group.get("seed", self._seed))
             saved.update(final)
 
         def restore(_optimizer: Any) -> None:
@@ -185,26 +190,29 @@ class AdamW(torch.optim.AdamW):
 
     def _check_gradients(self) -> None:
         """Raise before anything is updated."""
-        active = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        for p in active:
-            if p.grad.layout != torch.strided:
+        active = []
+        for p in itertools.chain(*(group["params"] for group in self.param_groups)):
+            grad = p.grad
+            if grad is None:
+                continue
+            active.append(p)
+            if grad.layout != torch.strided:
                 raise RuntimeError(
                     "blocksched.AdamW does not take sparse gradients: use torch.optim.SparseAdam "
                     "for that parameter, or sparse=False in its embedding"
                 )
-            if p.grad.dtype != p.dtype:
+            if grad.dtype != p.dtype:
                 raise RuntimeError(
-                    f"a gradient must have its parameter's dtype {p.dtype}, got {p.grad.dtype}: "
+                    f"a gradient must have its parameter's dtype {p.dtype}, got {grad.dtype}: "
                     "leave grad_dtype alone"
                 )
         ops.choose(self.backend, active)
 
-    def _start(self, p: Tensor, group: dict[str, Any]) -> None:
-        """Make what the state of a parameter lacks."""
+    def _start(self, p: Tensor, names: Sequence[str]) -> None:
+        """Make what the state of a parameter lacks of its step count, `names` and master weight."""
         state = self.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-        names = [*_MOMENTS[:2], *(_MOMENTS[2:3] if group["amsgrad"] else ())]
         for name in names:
             if name not in state:
                 state[name] = torch.zeros_like(p, dtype=self._dtype(name, p))
@@ -286,7 +294,11 @@ def _check_group(group: dict[str, Any], seed: object) -> None:
                 f"blocksched.AdamW takes real parameters, got {p.dtype}: pass "
                 "torch.view_as_real(...) or use torch.optim.AdamW"
             )
-    if group["differentiable"]:
+    _check_options(group, seed)
+
+
+def _check_options(group: dict[str, Any], seed: object) -> None:
+    if group.get("differentiable"):
         raise ValueError(
             "blocksched.AdamW updates in place and has no gradient of its own, got "
             "differentiable=True: use torch.optim.AdamW for that"

@@ -140,10 +140,14 @@ def adamw(
             found_inf, seeds, blocks, n_blocks, sums,
         )  # fmt: skip
     if chosen != "eager":  # as an in-place operation of torch would, so that autograd notices
-        for changed in (params, *state):
-            torch.autograd.graph.increment_version(
-                [t for t, grad in zip(changed, grads, strict=False) if grad is not None]
-            )
+        torch.autograd.graph.increment_version(
+            [
+                t
+                for column in (params, *state)
+                for t, grad in zip(column, grads, strict=False)
+                if grad is not None
+            ]
+        )
     return result
 
 

@@ -18,6 +18,7 @@ bfloat16, 14 with m and v too. The sums of block_sums ride along: g and p are re
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -375,6 +376,7 @@ def adamw(
     """
     if not params:
         return torch.zeros(n_blocks if sums else 0, 3)
+    _check_state(params, exp_avgs, exp_avg_sqs, [*max_exp_avg_sqs, *masters], steps)
     device = params[0].device
     table = _TABLES.get(
         params, [p.numel() for p in params],
@@ -407,6 +409,32 @@ def adamw(
         )  # fmt: skip
     copy_back([0, 2, 3, 4, 5])
     return combine(partials, table, found_inf) if sums else partials
+
+
+def _check_state(
+    params: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    others: Sequence[Tensor],
+    steps: Sequence[Tensor],
+) -> None:
+    """Raise RuntimeError for state that the kernels, which see addresses only, would misread."""
+    for p, m, v, t in zip(params, exp_avgs, exp_avg_sqs, steps, strict=True):
+        good = m.dtype == v.dtype and m.dtype in (torch.float32, torch.bfloat16)
+        if not (good and m.numel() == v.numel() == p.numel() and t.dtype == torch.float32):
+            raise _misfit(p, m, v, t)
+    for p, other in zip(itertools.cycle(params), others, strict=False):
+        if other.dtype != torch.float32 or other.numel() != p.numel():
+            raise _misfit(p, other)
+
+
+def _misfit(param: Tensor, *state: Tensor) -> RuntimeError:
+    found = ", ".join(f"{t.numel()} of {t.dtype}" for t in state)
+    return RuntimeError(
+        f"the state of a parameter must have its {param.numel()} numbers, moments of one dtype, "
+        f"float32 or bfloat16, the rest float32, got {found}: load it with load_state_dict, "
+        "which converts it"
+    )
 
 
 def _host_numbers(lr: Tensor, beta1: Tensor, beta2: Tensor, weight_decay: float) -> list[float]:

@@ -156,6 +156,8 @@ def same_layout(
         columns it is given back into the tensors they were made from.
     """
     same = [list(column) for column in columns]
+    if all(t is None or t.is_contiguous() for column in same for t in column):
+        return same, lambda _: None
     copied: list[tuple[int, Tensor, Tensor]] = []
     for i in range(len(columns[0])):
         tensors = {c: t for c, column in enumerate(same) if column and (t := column[i]) is not None}
