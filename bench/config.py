@@ -8,8 +8,10 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from blocksched.schedules import DynamicSuffix, StaticSuffix
-from blocksched.schedules.flags import CLAMPED, NAMES, key, option
+from blocksched.schedules.flags import CLAMPED, NAMES, base_name, key, option
 from blocksched.schedules.numbers import check_numbers, choice, number, text
+
+FUSED = "full_update+fused"
 
 
 class UserError(Exception):
@@ -43,6 +45,12 @@ class Config:
         "auto",
         "seed: the experiment's size; small: for a CPU; auto: seed on CUDA, else small",
         ("auto", "seed", "small"),
+    )
+    backend: str = choice(
+        "auto",
+        "eager: torch's own layers and AdamW; fused: blocksched's; auto: full_update eager, the "
+        "rest fused, and full_update+fused beside them",
+        ("auto", "eager", "fused"),
     )
     lr_decay: str = choice(
         "auto",
@@ -119,6 +127,27 @@ class Config:
         """The schedules to run."""
         return [name.strip() for name in self.schedules.split(",") if name.strip()]
 
+    def arms(self, can_fuse: bool) -> dict[str, bool]:
+        """The runs by name, and whether each is fused; "+fused" beside a full_update that is not.
+
+        Raises UserError if the kernels are asked for and are not there.
+        """
+        if self.backend == "fused" and not can_fuse:
+            raise UserError(
+                "--backend fused needs blocksched's extension for this device, which was not "
+                "built: python -m blocksched says why, --backend eager does without"
+            )
+        if self.backend == "fused":
+            return dict.fromkeys(self.names, True)
+        fused = self.backend == "auto" and can_fuse
+        arms: dict[str, bool] = {}
+        for name in self.names:
+            eager = base_name(name) == "full_update"
+            arms[name] = fused and not eager
+            if fused and name == "full_update":
+                arms[FUSED] = True
+        return arms
+
     @property
     def limit(self) -> int:
         """The most steps a schedule may run at equal time."""
@@ -152,8 +181,8 @@ SMALL: dict[str, Any] = {
     "dyn_final_full_frac": 0.1,
 }
 
-_NEW = {"task", "data", "schedules", "preset", "lr_decay", "interleave", "time_budget_ms",
-        "accept_loss", "out", "json_out", "n_heads"}  # fmt: skip
+_NEW = {"task", "data", "schedules", "preset", "backend", "lr_decay", "interleave",
+        "time_budget_ms", "accept_loss", "out", "json_out", "n_heads"}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -234,6 +263,11 @@ def _check_together(config: Config) -> None:
     names = config.names
     if not names:
         raise UserError("--schedules must name at least one schedule, got none: see --help")
+    if FUSED in names:
+        raise UserError(
+            f"--schedules must not name {FUSED}: --backend auto adds it, --backend fused runs all "
+            "fused"
+        )
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled:
         raise UserError(f"--schedules names {doubled} twice: call the second one {doubled}#2")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bench.config import Config
 from bench.tasks.parts import Stack, Task
+from bench.train import optimizer
 from blocksched import BlockScheduler, StaticSuffix
 
 _PARTS = ("stem and prefix", "suffix", "head", "update")
@@ -24,13 +25,13 @@ _PARTS = ("stem and prefix", "suffix", "head", "update")
 class Expected:
     """Times the parts of a step; `round` once in a while, `step_ms` at the end."""
 
-    def __init__(self, task: Task, config: Config) -> None:
+    def __init__(self, task: Task, config: Config, fused: bool) -> None:
         n = config.n_layers
         self.anchors = sorted({max(1, round(n * share)) for share in (0.25, 0.5, 0.75, 1.0)})
-        self._task, self._config, self._n = task, config, n
+        self._task, self._n, self.fused = task, n, fused
         self._parts: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
-        self._model: Stack = task.model()
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=config.lr)
+        self._model: Stack = task.model(fused)
+        self._optimizer = optimizer(self._model, config, fused)
         self._batch = task.batch(0)
         self.rounds = -1  # the first only warms up
         self._now: dict[tuple[str, int], float] = {}

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from bench.config import Config, UserError, resolve_device
 from bench.results import output_path, system, write
 from bench.table import number
-from bench.tasks.parts import ReluSquaredMLP, generator
-from blocksched import AdamW, ops
+from bench.tasks.parts import generator
+from blocksched import AdamW, FusedMLP, ops
 from blocksched.kernels.jit import triton
 
 COPY, OURS, SUMMED, ALONE = "copy", "ours", "ours + sums", "block_sums alone"
@@ -70,7 +70,7 @@ ON_CPU = Scale(width=192, large=20_000_000, copied=2**25, rounds=5)  # under a m
 def models(scale: Scale) -> list[Model]:
     """Name, dtype, shapes of each block, numbers of active blocks; the experiment's come first."""
     n, width = Config().n_layers, scale.width
-    block = [tuple(p.shape) for p in ReluSquaredMLP(width, Config().hidden_mult).parameters()]
+    block = [tuple(p.shape) for p in FusedMLP(width).parameters()]
     small = [[(901 + 20 * b + 2 * i,) for i in range(10)] for b in range(10)]
     return [
         (f"{n} blocks, d {width}", torch.float32, [block] * n, (n, n // 2, n // 4)),

@@ -45,7 +45,7 @@ def _line(arm: Arm, n_blocks: int) -> str:
         left_s = max(0.0, arm.budget_ms - arm.elapsed_ms) / 1e3
     minutes, seconds = divmod(round(0.0 if arm.finished else left_s), 60)
     return (
-        f"{arm.name:<16} step {len(arm.steps):>5}  loss {recent[-1].loss:.4f}  "
+        f"{arm.name:<17} step {len(arm.steps):>5}  loss {recent[-1].loss:.4f}  "
         f"val {arm.val_trace[-1]['val_loss']:.4f}  active {recent[-1].active:>2}/{n_blocks}  "
         f"{ms:7.1f} ms/step  {minutes}:{seconds:02d} left"
     )

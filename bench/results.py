@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.config import Config, UserError
+from bench.config import FUSED, Config, UserError
 from bench.expected import Expected
 from bench.tasks.parts import Task
 from bench.train import Arm
@@ -38,7 +38,7 @@ def document(
     if flags["time_budget_ms"] is None:
         del flags["time_budget_ms"]
     started = [arm for arm in arms if arm.steps]
-    full = next((arm for arm in started if arm.name == "full_update"), None)
+    full = {arm.name: arm for arm in started if arm.name in ("full_update", FUSED)}
     return {
         "script": "bench/run.py",
         "timestamp_utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -117,14 +117,19 @@ def time_to_loss_ms(val_trace: Sequence[Mapping[str, Any]], target: float) -> fl
     return None
 
 
-def _row(arm: Arm, full: Arm | None, config: Config, expected: Expected | None) -> dict[str, Any]:
+def _row(
+    arm: Arm, full: Mapping[str, Arm], config: Config, expected: Expected | None
+) -> dict[str, Any]:
     times = counted_ms(arm, config)
     mean_ms = statistics.fmean(times)
+    full_ms = {name: statistics.fmean(counted_ms(full[name], config)) for name in full}
+    baseline, fused = full_ms.get("full_update"), full_ms.get(FUSED) if arm.fused else None
+    rival = full.get(FUSED if arm.fused and FUSED in full else "full_update")
     active = [step.active for step in arm.steps]
-    full_done = full is not None and full.finished
     expected_ms, over = _against_expected(arm, config, expected)
     return {
         "schedule": arm.name,
+        "fused": arm.fused,
         "steps_executed": len(arm.steps),
         "elapsed_ms": sum(step.ms for step in arm.steps),
         "final_val_loss": arm.val_trace[-1]["val_loss"] if arm.finished else None,
@@ -133,9 +138,10 @@ def _row(arm: Arm, full: Arm | None, config: Config, expected: Expected | None) 
         "mean_step_ms": mean_ms,
         "p50_step_ms": quantile(times, 0.5),
         "p90_step_ms": quantile(times, 0.9),
-        "speedup_vs_full": None
-        if full is None
-        else statistics.fmean(counted_ms(full, config)) / mean_ms,
+        "speedup_vs_full": baseline and baseline / mean_ms,
+        # Its two factors: the kernels alone, and the schedule on top of them.
+        "speedup_kernels": baseline and fused and baseline / fused,
+        "speedup_schedule": fused and fused / mean_ms,
         "active_layers_mean": statistics.fmean(active),
         "active_layers_min": min(active),
         "active_layers_max": max(active),
@@ -144,8 +150,9 @@ def _row(arm: Arm, full: Arm | None, config: Config, expected: Expected | None) 
         "peak_bytes": arm.peak_bytes,
         "expected_step_ms": expected_ms,
         "measured_over_expected": over,
-        "time_to_full_loss_ms": time_to_loss_ms(arm.val_trace, full.val_trace[-1]["val_loss"])
-        if full_done and full is not None
+        # The loss of the full_update that runs on the same kernels.
+        "time_to_full_loss_ms": time_to_loss_ms(arm.val_trace, rival.val_trace[-1]["val_loss"])
+        if rival is not None and rival.finished
         else None,
     }
 
@@ -157,7 +164,7 @@ def _against_expected(
 
     Medians by number of active blocks, weighted by how often each occurred.
     """
-    if expected is None:
+    if expected is None or expected.fused != arm.fused:
         return None, None
     by_active: dict[int, list[float]] = {}
     for step in arm.steps[config.warmup_ignore_steps :] or arm.steps:

@@ -24,6 +24,8 @@ from bench.tasks.teacher import TeacherTask
 from bench.tasks.text import TextTask
 from bench.train import Arm
 from bench.verdict import verdict
+from blocksched.extension import why_not
+from blocksched.ops import backend_of
 from blocksched.schedules import FullUpdate, Schedule
 from blocksched.schedules.flags import from_flags
 from blocksched.schedules.replay import replay
@@ -76,11 +78,14 @@ def replay_files(names: Sequence[str]) -> int:
 
 def benchmark(config: Config) -> int:
     """Run every schedule, print the table and the verdict, write the result file."""
-    schedules = _schedules(config)
     device = resolve_device(config.device)
+    can_fuse = backend_of("mlp", device.type) != "eager"
+    schedules = _schedules(config, config.arms(can_fuse))
     task: Task = (TextTask if config.task == "text" else TeacherTask)(config, device)
     path = output_path(config)
     _greet(config, task)
+    if config.backend == "auto" and not can_fuse:
+        print(f"All in eager torch: {why_not()}.")
     run = Run(config, task, schedules, path)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -103,7 +108,11 @@ class Run:
     """The schedules of one run, in turn or interleaved."""
 
     def __init__(
-        self, config: Config, task: Task, schedules: dict[str, Schedule[Any]], path: Path
+        self,
+        config: Config,
+        task: Task,
+        schedules: dict[str, tuple[Schedule[Any], bool]],
+        path: Path,
     ) -> None:
         self.config, self.task, self.schedules, self.path = config, task, schedules, path
         self.arms: list[Arm] = []
@@ -115,7 +124,8 @@ class Run:
     def all(self) -> None:
         """Run everything; the result file is renewed whenever a schedule ends."""
         config = self.config
-        self.expected = Expected(self.task, config)
+        fused = any(fused for _, fused in self.schedules.values())
+        self.expected = Expected(self.task, config, fused)
         if config.budget_known:
             self.budget_ms = config.time_budget_ms or self._measured_budget_ms()
             print(f"Every schedule gets {self.budget_ms / 1e3:.1f} s of step time.\n")
@@ -153,7 +163,8 @@ class Run:
         )
 
     def _arm(self, name: str) -> Arm:
-        return Arm(name, self.schedules[name], self.task, self.config, self.budget_ms)
+        schedule, fused = self.schedules[name]
+        return Arm(name, schedule, self.task, self.config, self.budget_ms, fused)
 
     def _advance(self, arm: Arm, steps: int) -> None:
         validated = arm.advance(steps)
@@ -168,18 +179,21 @@ class Run:
     def _measured_budget_ms(self) -> float:
         """--steps times the median of a few full steps, which are then discarded."""
         few = dataclasses.replace(self.config, steps=10)
-        sample = Arm("full_update", FullUpdate(), self.task, few, None)
+        fused = self.schedules["full_update"][1] if "full_update" in self.schedules else False
+        sample = Arm("full_update", FullUpdate(), self.task, few, None, fused)
         sample.advance(few.steps)
         return self.config.steps * statistics.median(step.ms for step in sample.steps[3:])
 
 
-def _schedules(config: Config) -> dict[str, Schedule[Any]]:
+def _schedules(config: Config, arms: dict[str, bool]) -> dict[str, tuple[Schedule[Any], bool]]:
+    """Each run's schedule, and whether it is fused."""
     made = {}
     heard = set()
-    for name in config.names:
+    for name, fused in arms.items():
         try:
-            made[name], warnings = from_flags(name, dataclasses.asdict(config))
-            made[name].init(config.n_layers)
+            schedule, warnings = from_flags(name, dataclasses.asdict(config))
+            schedule.init(config.n_layers)
+            made[name] = schedule, fused
         except ValueError as error:
             raise UserError(f"--schedules {name}: {error}") from None
         for warning in warnings:

@@ -28,7 +28,7 @@ class Loop:
 
     def __init__(self, task: TextTask) -> None:
         self._task = task
-        self._model = task.model()
+        self._model = task.model(fused=False)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4)
         self._inputs, self._targets = task.batch(0)
         self.calls_ms: list[float] = []  # of scheduler.step alone
@@ -63,7 +63,7 @@ def main(rounds: int) -> None:
     """Measure and print both claims."""
     config = resolve({})
     task = TextTask(config, resolve_device(config.device))
-    expected = Expected(task, config)
+    expected = Expected(task, config, fused=False)
     loop = Loop(task)
     over, bare = [], []
     for turn in range(rounds):

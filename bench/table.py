@@ -7,11 +7,10 @@ from typing import Any
 def table(rows: Sequence[Mapping[str, Any]], on_cpu: bool) -> list[str]:
     """The experiment's table, a line a schedule."""
     memory = "kept for bwd" if on_cpu else "peak memory"
-    header = [
-        "schedule", "val loss", "mean ms", "speed-up", "steps", "active mean (min-max)", "probes",
-        memory, "ms / expected",
-    ]  # fmt: skip
-    body = [[cell for _, cell in _cells(row)] for row in rows]
+    split = any(row["speedup_schedule"] is not None for row in rows)
+    cells = [_cells(row, split, memory) for row in rows]
+    header = [name for name, _ in cells[0]]
+    body = [[cell for _, cell in line] for line in cells]
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     return [
         "  ".join(
@@ -22,18 +21,22 @@ def table(rows: Sequence[Mapping[str, Any]], on_cpu: bool) -> list[str]:
     ]
 
 
-def _cells(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    active = f"{row['active_layers_mean']:.1f}"
+def _cells(row: Mapping[str, Any], split: bool, memory: str) -> list[tuple[str, str]]:
+    kernels, schedule = (number(row[f"speedup_{part}"], ".2f") for part in ("kernels", "schedule"))
+    both = [("kernels x schedule", "-" if schedule == "-" else f"{kernels} x {schedule}")]
+    active = f"{row['active_layers_mean']:.1f} "
+    active += f"({row['active_layers_min']}-{row['active_layers_max']})"
     return [
         ("schedule", row["schedule"]),
         ("val loss", number(row["final_val_loss"], ".4f")),
         ("mean ms", f"{row['mean_step_ms']:.1f}"),
         ("speed-up", number(row["speedup_vs_full"], ".2f", "x")),
+        *(both if split else []),
         ("steps", str(row["steps_executed"])),
-        ("active", f"{active} ({row['active_layers_min']}-{row['active_layers_max']})"),
+        ("active mean (min-max)", active),
         ("probes", str(row["probe_step_count"])),
-        ("memory", f"{row['peak_bytes'] / 2**20:.0f} MiB"),
-        ("over", number(row["measured_over_expected"], ".2f")),
+        (memory, f"{row['peak_bytes'] / 2**20:.0f} MiB"),
+        ("ms / expected", number(row["measured_over_expected"], ".2f")),
     ]
 
 

@@ -4,10 +4,11 @@ import time
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from bench.config import Config
 from bench.tasks.parts import Task
-from blocksched import BlockScheduler
+from blocksched import AdamW, BlockScheduler
 from blocksched.schedules import DynamicSuffix, Reading, Schedule
 from blocksched.schedules.trace import DynamicTrace
 
@@ -21,6 +22,12 @@ class StepRecord(NamedTuple):
     loss: float
     active: int
     probe: bool
+
+
+def optimizer(model: nn.Module, config: Config, fused: bool) -> torch.optim.Optimizer:
+    """torch's AdamW as it comes, or ours."""
+    made = AdamW if fused else torch.optim.AdamW
+    return made(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
 class StepClock:
@@ -45,18 +52,17 @@ class Arm:
         task: Task,
         config: Config,
         budget_ms: float | None,
+        fused: bool,
     ) -> None:
-        self.name, self.schedule = name, schedule
+        self.name, self.schedule, self.fused = name, schedule, fused
         self.budget_ms = budget_ms
         self.steps: list[StepRecord] = []  # those that have ended, their reading included
         self._last: StepRecord | None = None
         self.val_trace: list[dict[str, float]] = []
         self.peak_bytes = 0
         self._task, self._config = task, config
-        self._model = task.model()
-        self._optimizer = torch.optim.AdamW(
-            self._model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        self._model = task.model(fused)
+        self._optimizer = optimizer(self._model, config, fused)
         self._clock = StepClock()
         self._scheduler = BlockScheduler(
             self._model,

@@ -10,19 +10,24 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.config import FUSED
+from blocksched.schedules.flags import base_name
+
 CLEARLY_FASTER = 1.05  # a mean step at least 5 % shorter than full_update's
 
 
 def verdict(result: Mapping[str, Any]) -> list[str]:
     """Lines that say what the run's evidence is worth, from the result file's content."""
     rows = {row["schedule"]: row for row in result["results"]}
-    full, dynamic = rows.get("full_update"), rows.get("dynamic_suffix")
+    # On the same kernels, so that their gain is not booked as the schedule's.
+    full, dynamic = rows.get(FUSED) or rows.get("full_update"), rows.get("dynamic_suffix")
     if full is None or dynamic is None:
         return ["No verdict: it compares dynamic_suffix with full_update; run both."]
     if not (_known(full["final_val_loss"]) and _known(dynamic["final_val_loss"])):
         return ["No verdict: a run without a finite final loss (unfinished, or diverged)."]
     config = result["config"]
-    speed = dynamic["speedup_vs_full"]
+    name = full["schedule"]
+    speed = dynamic["speedup_schedule"] if name == FUSED else dynamic["speedup_vs_full"]
     given_up = _relative(dynamic["final_val_loss"], full["final_val_loss"])
     fast, good = speed >= CLEARLY_FASTER, given_up <= config["accept_loss"]
     lines = [
@@ -30,15 +35,17 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
         + " (an indication: one seed)."
     ]
     lines.append(
-        f"A step is {speed:.2f}x as fast as full_update's"
+        f"A step is {speed:.2f}x as fast as {name}'s"
         + ("" if fast else f", not clearly faster (that is {CLEARLY_FASTER}x or more)")
         + f"; the loss after {'equal time' if config['equal_time_budget'] else 'equal steps'} is "
         + f"{abs(given_up):.2%} {'higher' if given_up > 0 else 'lower'}"
         + f" ({config['accept_loss']:.2%} higher is accepted)."
     )
-    lines += _noise(rows, full, given_up)
+    lines += _noise(rows, given_up)
     if config["equal_time_budget"]:
         lines += _time_to_quality(full, dynamic) + _best(rows, full)
+    if name == FUSED:
+        lines += _with_kernels(rows, dynamic)
     trace = result["traces"]["dynamic_suffix"]
     if not good:
         lines += _advice("The quality falls short. To move:", _for_quality(config, trace))
@@ -47,9 +54,22 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _noise(rows: Mapping[str, Any], full: Mapping[str, Any], given_up: float) -> list[str]:
-    again = rows.get("full_update#2")
-    if again is None or not _known(again["final_val_loss"]):
+def _with_kernels(rows: Mapping[str, Any], dynamic: Mapping[str, Any]) -> list[str]:
+    """What kernels and schedule do together, against the eager baseline."""
+    eager = rows.get("full_update")
+    if eager is None or not _known(eager["final_val_loss"]):
+        return []
+    change = _relative(dynamic["final_val_loss"], eager["final_val_loss"])
+    return [
+        f"With its kernels it is {dynamic['speedup_vs_full']:.2f}x as fast as eager full_update "
+        f"({dynamic['speedup_kernels']:.2f} kernels x {dynamic['speedup_schedule']:.2f} schedule), "
+        f"its loss {abs(change):.2%} {'higher' if change > 0 else 'lower'}."
+    ]
+
+
+def _noise(rows: Mapping[str, Any], given_up: float) -> list[str]:
+    full, again = rows.get("full_update"), rows.get("full_update#2")
+    if full is None or again is None or not _known(again["final_val_loss"]):
         return []
     noise = abs(_relative(again["final_val_loss"], full["final_val_loss"]))
     within = "; the difference is within it" if abs(given_up) <= noise else ""
@@ -60,11 +80,11 @@ def _noise(rows: Mapping[str, Any], full: Mapping[str, Any], given_up: float) ->
 
 
 def _time_to_quality(full: Mapping[str, Any], dynamic: Mapping[str, Any]) -> list[str]:
-    reached = dynamic["time_to_full_loss_ms"]
+    name, reached = full["schedule"], dynamic["time_to_full_loss_ms"]
     if reached is None:
-        return ["It did not beat full_update: it never reached full_update's final loss."]
+        return [f"It did not beat {name}: it never reached {name}'s final loss."]
     share = reached / full["elapsed_ms"]
-    return [f"It reached full_update's final loss after {share:.0%} of full_update's time."]
+    return [f"It reached {name}'s final loss after {share:.0%} of {name}'s time."]
 
 
 def _known(loss: float | None) -> bool:
@@ -75,10 +95,10 @@ def _best(rows: Mapping[str, Any], full: Mapping[str, Any]) -> list[str]:
     """The schedule with the lowest loss, if it is none of the two that the verdict is about."""
     known = [row for row in rows.values() if _known(row["final_val_loss"])]
     best = min(known, key=lambda row: row["final_val_loss"])
-    if best["schedule"].partition("#")[0] in ("full_update", "dynamic_suffix"):
+    if base_name(best["schedule"]) in ("full_update", "dynamic_suffix"):
         return []
     lower = -_relative(best["final_val_loss"], full["final_val_loss"])
-    return [f"The lowest loss is {best['schedule']}'s: {lower:.2%} below full_update's."]
+    return [f"The lowest loss is {best['schedule']}'s: {lower:.2%} below {full['schedule']}'s."]
 
 
 def _relative(loss: float, reference: float) -> float:

@@ -1,5 +1,6 @@
 """What the benchmark's models are made of: a stem, blocks and a head that gives the loss."""
 
+import copy
 import hashlib
 from typing import Any, Protocol
 
@@ -7,21 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-class ReluSquaredMLP(nn.Module):
-    """x + fc2(relu(fc1(rms_norm(x)))^2), the experiment's fused layer in eager torch.
-
-    x: [..., d]. The norm has no weight, the products no bias.
-    """
-
-    def __init__(self, d: int, hidden_mult: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(d, hidden_mult * d, bias=False)
-        self.fc2 = nn.Linear(hidden_mult * d, d, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = functional.relu(self.fc1(functional.rms_norm(x, x.shape[-1:])))
-        return x + self.fc2(hidden.square())
+from blocksched import FusedMLP
 
 
 class Stack(nn.Module):
@@ -35,6 +22,14 @@ class Stack(nn.Module):
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
         self.head = head
+
+    def copy(self, fused: bool, device: torch.device) -> "Stack":
+        """A copy on `device`, its fused layers in the extension or in eager torch."""
+        made = copy.deepcopy(self).to(device)
+        for module in made.modules():
+            if isinstance(module, FusedMLP):
+                module.backend = "fused" if fused else "eager"
+        return made
 
     def forward(self, inputs: Tensor) -> Tensor:
         x = self.stem(inputs)
@@ -62,7 +57,7 @@ class Task(Protocol):
     device: torch.device
     info: dict[str, Any]
 
-    def model(self) -> Stack:
+    def model(self, fused: bool) -> Stack:
         """A model at the start that all schedules share, on the device."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.config import Config
-from bench.tasks.parts import NormHead, ReluSquaredMLP, Stack, generator
+from bench.tasks.parts import NormHead, Stack, generator
+from blocksched import FusedMLP
 
 
 class TeacherTask:
@@ -34,12 +35,13 @@ class TeacherTask:
     def _build(self) -> Stack:
         config = self._config
         blocks: list[nn.Module] = [
-            ReluSquaredMLP(config.dmodel, config.hidden_mult) for _ in range(config.n_layers)
+            FusedMLP(config.dmodel, config.hidden_mult * config.dmodel, backend="eager")
+            for _ in range(config.n_layers)
         ]
         return Stack(nn.Identity(), blocks, NormHead(config.dmodel, config.dmodel))
 
-    def model(self) -> Stack:
-        return copy.deepcopy(self._student).to(self.device)
+    def model(self, fused: bool) -> Stack:
+        return self._student.copy(fused, self.device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         return self._draw(generator(self.device, self._config.seed, f"batch {step}"))

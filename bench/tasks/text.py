@@ -1,6 +1,5 @@
 """A byte-level GPT on real text."""
 
-import copy
 from typing import Any
 
 import torch
@@ -9,7 +8,8 @@ from torch.nn import functional
 
 from bench.config import Config, UserError
 from bench.tasks.corpus import load_corpus
-from bench.tasks.parts import NormHead, ReluSquaredMLP, Stack, generator
+from bench.tasks.parts import NormHead, Stack, generator
+from blocksched import FusedMLP
 
 _BYTES = 256
 _HEAD_DIM = 64
@@ -53,7 +53,7 @@ class Block(nn.Module):
     def __init__(self, config: Config, heads: int) -> None:
         super().__init__()
         self.attention = Attention(config.dmodel, heads, config.seq_len)
-        self.mlp = ReluSquaredMLP(config.dmodel, config.hidden_mult)
+        self.mlp = FusedMLP(config.dmodel, config.hidden_mult * config.dmodel, backend="eager")
 
     def forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.mlp(self.attention(x))
@@ -92,8 +92,8 @@ class TextTask:
         nn.init.normal_(stack.stem.weight, std=0.1)
         return stack
 
-    def model(self) -> Stack:
-        return copy.deepcopy(self._start).to(self.device)
+    def model(self, fused: bool) -> Stack:
+        return self._start.copy(fused, self.device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         config, text = self._config, self._corpus.train

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 TINY = (
-    "--device cpu --dmodel 16 --n-layers 4 --seq-len 16 --batch-size 2 --steps 12 --val-batches 1"
-    " --static-active-layers 2 --dyn-min-active-layers 2 --dyn-max-active-layers 3"
+    "--device cpu --backend eager --dmodel 16 --n-layers 4 --seq-len 16 --batch-size 2 --steps 12"
+    " --val-batches 1 --static-active-layers 2 --dyn-min-active-layers 2 --dyn-max-active-layers 3"
 )
 
 

@@ -59,12 +59,12 @@ def test_a_task_leaves_the_global_generator_alone(make):
 
 def test_models_start_alike_and_apart(make):
     task = make()
-    one, two = task.model(), task.model()
+    one, two = task.model(fused=False), task.model(fused=False)
     assert same(one.parameters(), two.parameters())
     with torch.no_grad():
         next(one.parameters()).add_(1.0)
-    assert same(two.parameters(), task.model().parameters())
-    assert not same(make(seed=2).model().parameters(), two.parameters())
+    assert same(two.parameters(), task.model(fused=False).parameters())
+    assert not same(make(seed=2).model(fused=False).parameters(), two.parameters())
     assert all(p.requires_grad for p in two.parameters())
 
 
@@ -84,10 +84,10 @@ def test_teacher_and_student():
     for noise in (0.0, 0.02):
         task = TeacherTask(Config(**flags | {"teacher_noise": noise}), CPU)
         inputs, targets = task.batch(0)
-        loss = task.loss(task.model()(inputs), targets).item()
+        loss = task.loss(task.model(fused=False)(inputs), targets).item()
         assert (loss == 0) == (noise == 0)
     half = TeacherTask(Config(**flags | {"dtype": "bfloat16"}), CPU)
-    assert {p.dtype for p in half.model().parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in half.model(fused=False).parameters()} == {torch.bfloat16}
     assert half.batch(0)[0].dtype == torch.bfloat16
     assert half.loss(*half.batch(0)).dtype == torch.float32
 
@@ -97,13 +97,13 @@ def test_text_targets_are_the_next_bytes_and_weights_float32(text_file):
     inputs, targets = task.batch(3)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     assert bytes(inputs[0].tolist()) in text_file.read_bytes()
-    assert {p.dtype for p in task.model().parameters()} == {torch.float32}
-    assert task.forward(task.model(), inputs).dtype == torch.bfloat16
+    assert {p.dtype for p in task.model(fused=False).parameters()} == {torch.float32}
+    assert task.forward(task.model(fused=False), inputs).dtype == torch.bfloat16
 
 
 def test_text_is_causal(text_file):
     task = TextTask(Config(**SIZES, data=str(text_file), dtype="float32"), CPU)
-    model, (inputs, _) = task.model(), task.batch(0)
+    model, (inputs, _) = task.model(fused=False), task.batch(0)
     changed = inputs.clone()
     changed[:, 5] = (changed[:, 5] + 1) % 256
     one, two = model(inputs), model(changed)

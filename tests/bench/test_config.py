@@ -58,6 +58,7 @@ OURS = {
     "data": "",
     "schedules": "full_update,static_suffix,dynamic_suffix",
     "preset": "auto",
+    "backend": "auto",
     "lr-decay": "auto",
     "interleave": False,
     "time-budget-ms": None,

@@ -16,7 +16,7 @@ TINY = {
 @pytest.fixture
 def expected():
     config = resolve(TINY)
-    made = Expected(TeacherTask(config, torch.device("cpu")), config)
+    made = Expected(TeacherTask(config, torch.device("cpu")), config, fused=False)
     made.round()
     return made
 
@@ -48,6 +48,6 @@ def test_the_first_round_only_warms_up(expected):
 
 def test_one_block():
     config = resolve({**TINY, "n_layers": 1, "static_active_layers": 1})
-    made = Expected(TeacherTask(config, torch.device("cpu")), config)
+    made = Expected(TeacherTask(config, torch.device("cpu")), config, fused=False)
     assert made.anchors == [1]
     assert made.step_ms(1) > 0

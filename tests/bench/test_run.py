@@ -8,6 +8,7 @@ import statistics
 import pytest
 
 from bench.run import main
+from blocksched.extension import HAS_CPP
 
 STAGED = (
     "--dyn-warmup-steps 2 --dyn-probe-every 3 --dyn-refresh-every 5 --dyn-require-stable"
@@ -28,12 +29,16 @@ MODES = {
     "steps_staged": f"--preset seed --interleave {STAGED}",
     "teacher": f"--preset seed --task teacher --dtype float32 --equal-time-budget {STAGED}",
     "teacher_bf16": f"--preset seed --task teacher --dtype bfloat16 {FROZEN}",
+    "auto": f"--preset small --backend auto {FROZEN} {LONGER}",
+    "auto_bf16": f"--preset seed --backend auto --dtype bfloat16 {FROZEN}",
+    "fused": f"--preset seed --backend fused --equal-time-budget {FROZEN} {LONGER}",
 }
 RESULT = """
     schedule steps_executed elapsed_ms final_val_loss train_loss_start train_loss_end mean_step_ms
     p50_step_ms p90_step_ms speedup_vs_full active_layers_mean active_layers_min active_layers_max
-    probe_step_count notes
+    probe_step_count notes fused speedup_kernels speedup_schedule
 """
+FUSED = "full_update+fused"
 PROBE = """
     step probe freeze_enabled probe_loss best_probe_loss probe_loss_ema_prev probe_loss_ema
     active_budget active_start_next active_layers_next ema_scores
@@ -56,6 +61,8 @@ def run(argv):
 
 @pytest.fixture(scope="module", params=MODES)
 def made(request, tiny, tmp_path_factory):
+    if not HAS_CPP and request.param.startswith(("auto", "fused")):
+        pytest.skip("the extension is not built")
     path = tmp_path_factory.mktemp("run") / "r.json"
     argv = [*tiny, "--json-out", str(path), *MODES[request.param].split()]
     code, said, result = run(argv)
@@ -71,14 +78,18 @@ def test_every_field_is_there(made, tiny):
     assert wanted <= set(result["config"])
     assert (result["config"]["device_arg"], result["config"]["resolved_device"]) == ("cpu", "cpu")
     fixed = result["config"].get("time_budget_ms")
-    assert (fixed is not None) == (name[:11] in ("interleaved", "budget_give"))
+    assert (fixed is not None) == (
+        name.startswith(("interleaved", "budget_given")) or name == "auto"
+    )
     assert result["status"] == "complete"
     assert result["script"]
     assert result["timestamp_utc"]
     assert set(result["system"]) >= {"cuda_available", "cuda_device_name", "torch_version"}
     names = [row["schedule"] for row in result["results"]]
-    assert names == result["config"]["schedules"].split(",") == list(result["traces"])
-    assert ("full_update#2" in names) == name.startswith("interleaved")
+    assert names == list(result["traces"])
+    assert [n for n in names if n != FUSED] == result["config"]["schedules"].split(",")
+    assert (FUSED in names) == name.startswith("auto")
+    assert ("full_update#2" in names) == (name.startswith("interleaved") or name == "auto")
     assert all(name in said for name in names)
     assert ("corpus_sha256" in result["task"]) == (result["config"]["task"] == "text")
     for row in result["results"]:
@@ -110,6 +121,23 @@ def test_figures_follow_from_the_traces(made):
         assert row["final_val_loss"] == trace["val_trace"][-1]["val_loss"]
         assert trace["val_trace"][0]["step"] == 0
         assert trace["val_trace"][-1]["step"] == row["steps_executed"]
+
+
+def test_what_is_fused_and_how_gains_split(made):
+    name, _, said, result = made
+    rows = {row["schedule"]: row for row in result["results"]}
+    for schedule, row in rows.items():
+        eager = schedule.startswith("full_update") and schedule != FUSED
+        assert row["fused"] == (name == "fused" or (name.startswith("auto") and not eager))
+        if name.startswith("auto") and row["fused"]:
+            both = row["speedup_kernels"] * row["speedup_schedule"]
+            assert both == pytest.approx(row["speedup_vs_full"])
+            assert row["speedup_kernels"] == rows[FUSED]["speedup_vs_full"]
+        else:
+            assert row["speedup_kernels"] is row["speedup_schedule"] is None
+    assert ("kernels x schedule" in said) == name.startswith("auto")
+    assert (f"as fast as {FUSED}'s" in said) == name.startswith("auto")
+    assert ("With its kernels" in said) == name.startswith("auto")
 
 
 def test_dynamic_trace(made):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bench.run import main
+from blocksched import extension
 
 STEPS = ["--preset", "seed", "--dtype", "float32"]
 EQUAL = [*STEPS, "--equal-time-budget"]
@@ -16,10 +17,13 @@ def result_of(argv, path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.parametrize("backend", ["eager", "fused"])
 @pytest.mark.parametrize("task", ["text", "teacher"])
-def test_all_blocks_always_active_is_full_update(task, tiny, tmp_path):
+def test_all_blocks_always_active_is_full_update(task, backend, tiny, tmp_path):
+    if backend == "fused" and not extension.HAS_CPP:
+        pytest.skip("the extension is not built")
     whole = "--dyn-min-active-layers 4 --dyn-max-active-layers 4 --dyn-relevance-threshold 1"
-    extra = ["--task", task, *whole.split(), "--dyn-freeze-start-frac", "0"]
+    extra = ["--task", task, "--backend", backend, *whole.split(), "--dyn-freeze-start-frac", "0"]
     traces = result_of([*tiny, *STEPS, *BOTH, *extra], tmp_path / "r.json")["traces"]
     assert traces["dynamic_suffix"]["active_layers_hist"] == [4] * 12
     assert traces["dynamic_suffix"]["train_losses"] == traces["full_update"]["train_losses"]
@@ -110,3 +114,32 @@ def test_a_diverged_run_gives_no_verdict(tiny, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "No verdict" in said
     assert main(["--replay", str(tmp_path / "r.json")]) == 0
+
+
+@pytest.mark.parametrize("has_cpp", [True, False])
+def test_without_the_extension(has_cpp, tiny, tmp_path, capsys, monkeypatch):
+    if has_cpp and not extension.HAS_CPP:
+        pytest.skip("the extension is not built")
+    monkeypatch.setattr(extension, "HAS_CPP", has_cpp)
+    monkeypatch.setattr(extension, "reason", "no compiler")
+    argv = [*tiny, *STEPS, "--schedules", "static_suffix,full_update", "--backend"]
+    result = result_of([*argv, "auto"], tmp_path / "r.json")
+    names = [row["schedule"] for row in result["results"]]
+    fused = ["full_update+fused"] if has_cpp else []
+    assert names == ["static_suffix", "full_update", *fused]
+    assert ("All in eager torch: no compiler" in capsys.readouterr().out) == (not has_cpp)
+    assert main([*argv, "fused", "--json-out", str(tmp_path / "f.json")]) == (0 if has_cpp else 2)
+    heard = capsys.readouterr().err
+    assert ("--backend fused needs blocksched's extension" in heard) == (not has_cpp)
+
+
+def test_the_kernels_change_speed_not_learning(tiny, tmp_path):
+    """Eager and fused runs see the same batches and differ by rounding."""
+    if not extension.HAS_CPP:
+        pytest.skip("the extension is not built")
+    extra = ["--schedules", "full_update", "--backend", "auto", "--lr", "0.01"]
+    result = result_of([*tiny, *STEPS, *extra], tmp_path / "r.json")
+    eager, fused = (trace["train_losses"] for trace in result["traces"].values())
+    assert fused == pytest.approx(eager, rel=1e-4)
+    eager_row, fused_row = result["results"]
+    assert fused_row["peak_bytes"] < eager_row["peak_bytes"]  # it is another layer that ran

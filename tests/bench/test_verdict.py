@@ -26,6 +26,7 @@ def row(name: str, loss: float | None, speed: float, reached: float | None = 50.
         "time_to_full_loss_ms": reached, "mean_step_ms": 10.0 / speed, "steps_executed": 10,
         "active_layers_mean": 5.0, "active_layers_min": 4, "active_layers_max": 8,
         "probe_step_count": 3, "peak_bytes": 3 * 2**20, "measured_over_expected": 1.0,
+        "speedup_kernels": None, "speedup_schedule": None,
     }  # fmt: skip
 
 
@@ -225,3 +226,35 @@ def test_the_table():
     ]  # fmt: skip
     assert "bwd" in lines[0]
     assert "peak memory" in table(rows, on_cpu=False)[0]
+    assert "kernels" not in lines[0]
+
+
+def on_kernels(loss: float, rival_loss: float = 2.0) -> dict:
+    """A run with full_update, the same 1.2x as fast on the kernels, and dynamic_suffix 1.5x."""
+    made = result(loss, 1.5)
+    rival = row("full_update+fused", rival_loss, 1.2)
+    rival |= {"speedup_kernels": 1.2, "speedup_schedule": 1.0}
+    made["results"][1] |= {"speedup_kernels": 1.2, "speedup_schedule": 1.25}
+    made["results"].insert(1, rival)
+    return made
+
+
+def test_the_schedule_is_judged_on_its_own_kernels():
+    text = said(on_kernels(1.99, rival_loss=1.9))
+    assert text.startswith("Do not keep")
+    assert "A step is 1.25x as fast as full_update+fused's" in text
+    assert "4.74% higher" in text
+    assert "With its kernels it is 1.50x as fast as eager full_update" in text
+    assert "(1.20 kernels x 1.25 schedule), its loss 0.50% lower." in text
+    assert "50% of full_update+fused's time" in text
+    alone = on_kernels(2.0)
+    alone["results"][2] |= {"speedup_schedule": 1.04, "speedup_vs_full": 1.248}
+    assert "not clearly faster" in said(alone)
+
+
+def test_the_table_splits_the_gain():
+    lines = table(on_kernels(2.0)["results"], on_cpu=True)
+    assert "kernels x schedule" in lines[0]
+    assert [line.count("1.20 x") for line in lines] == [0, 0, 1, 1]
+    assert "1.20 x 1.25" in lines[3]
+    assert len({len(line) for line in lines}) == 1
