@@ -1,4 +1,10 @@
-"""The optimizer kernels against torch's: `python bench/kernels.py --help`.
+"""The kernels against torch's and against their floors: `python bench/kernels.py --help`.
+
+layer        tokens x width of x + fc2(relu(fc1(rms_norm(x)))^2), hidden 4 x, forward and backward
+six products its matrix products alone, in torch, in the layer's dtype, into memory that is there:
+             the floor, but where a CPU only emulates bfloat16 products, which fused avoids
+of ...       ms as a multiple of another row's, round by round
+kept         what forward keeps for backward, x included, weights not
 
 ours         blocksched.AdamW; "+ sums": with measure() before each step
 (a) (b) (c)  torch.optim.AdamW: (a) foreach=True on a GPU, its default elsewhere; (b), (c) fused;
@@ -17,13 +23,10 @@ import argparse
 import datetime
 import functools
 import gc
-import math
 import shlex
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,24 +35,26 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
+from bench import layer
 from bench.config import Config, UserError, resolve_device
 from bench.results import output_path, system, write
 from bench.table import number
 from bench.tasks.parts import generator
-from blocksched import AdamW, FusedMLP, ops
+from bench.timing import Call, Case, Row, mark, ratio, sample
+from blocksched import AdamW, FusedMLP, extension, ops
 from blocksched.kernels.jit import triton
 
 COPY, OURS, SUMMED, ALONE = "copy", "ours", "ours + sums", "block_sums alone"
 EAGER, FUSED, SEPARATE = "(a) eager sums + AdamW", "(b) torch fused", "(c) eager sums + fused"
+SMALL = "1000 small"
 AGAINST = {SUMMED: OURS, EAGER: SUMMED, FUSED: OURS, SEPARATE: SUMMED}
 LINE = "{:17}  {:8}  {:22}  {:>6}  {:>9}  {:>7}  {:>7}  {:>6}  {:>7}  {}".format
 HEADER = "model", "dtype", "variant", "active", "ms", "host ms", "GB", "GB/s", "of copy", "time"
 NO_GPU = """
-This run was on a CPU, in one thread and on smaller models: the Triton kernels are not what was
-timed. "ours" is their eager reference, made to be read, not to be fast. The marks that the kernels
-are to reach need a GPU."""
-Row = dict[str, Any]
-Call = Callable[[], Any]
+This run was on a CPU and on smaller models: "fused" and "ours" are the C++ extension{}, the Triton
+and CUDA kernels were not timed."""
+NOT_BUILT = """, which is not there,
+so that "ours" is eager torch, made to be read, not to be fast ({})"""
 Model = tuple[str, torch.dtype, list[list[tuple[int, ...]]], tuple[int, ...]]
 
 
@@ -60,23 +65,29 @@ class Scale(NamedTuple):
     large: int
     copied: int
     rounds: int
+    layers: tuple[layer.Size, ...]
     sample_ms: float = 20.0
 
 
-ON_GPU = Scale(width=Config().dmodel, large=500_000_000, copied=2**28, rounds=30)
-ON_CPU = Scale(width=192, large=20_000_000, copied=2**25, rounds=5)  # under a minute
+ON_GPU = Scale(
+    width=Config().dmodel, large=500_000_000, copied=2**28, rounds=30, layers=layer.ON_GPU
+)
+ON_CPU = Scale(  # some two minutes
+    width=192, large=20_000_000, copied=2**25, rounds=7, layers=layer.ON_CPU
+)
 
 
 def models(scale: Scale) -> list[Model]:
     """Name, dtype, shapes of each block, numbers of active blocks; the experiment's come first."""
     n, width = Config().n_layers, scale.width
     block = [tuple(p.shape) for p in FusedMLP(width).parameters()]
-    small = [[(901 + 20 * b + 2 * i,) for i in range(10)] for b in range(10)]
+    small = [[(901 + 20 * b + i % 10,) for i in range(100)] for b in range(10)]
     return [
         (f"{n} blocks, d {width}", torch.float32, [block] * n, (n, n // 2, n // 4)),
         (f"{n} blocks, d {width}", torch.bfloat16, [block] * n, (n, n // 2, n // 4)),
         (f"1 block, d {width}", torch.float32, [block], (1,)),
-        ("100 small tensors", torch.float32, small, (10,)),
+        (SMALL, torch.float32, small, (10,)),
+        (SMALL, torch.bfloat16, small, (10,)),
         (f"one {scale.large / 1e6:g}M tensor", torch.float32, [[(scale.large,)]], (1,)),
     ]
 
@@ -122,7 +133,7 @@ def variants(blocks: Sequence[Sequence[Tensor]]) -> dict[str, tuple[Call, int, i
     }
 
 
-def cases_of(model: Model, source: Tensor, target: Tensor) -> list[tuple[Row, Call, Call]]:
+def cases_of(model: Model, source: Tensor, target: Tensor) -> list[Case]:
     """What is timed of a model, a copy first: a row, what gives the gradients, and the call."""
     name, dtype, shapes, suffixes = model
     random = generator(source.device, 0, f"{name} {dtype}")
@@ -139,7 +150,7 @@ def cases_of(model: Model, source: Tensor, target: Tensor) -> list[tuple[Row, Ca
             for p, grad in zip(block, grads[b], strict=True):
                 p.grad = grad if b >= len(blocks) - k else None
 
-    def case(k: int, variant: str, call: Call, moved: int) -> tuple[Row, Call, Call]:
+    def case(k: int, variant: str, call: Call, moved: int) -> Case:
         row = {
             "model": name, "dtype": str(dtype).removeprefix("torch."), "variant": variant,
             "active": k, "blocks": len(blocks), "numbers": sum(sizes[-k:]), "bytes": moved,
@@ -155,45 +166,11 @@ def cases_of(model: Model, source: Tensor, target: Tensor) -> list[tuple[Row, Ca
     return cases
 
 
-def timed(call: Call, repeats: int, on_gpu: bool) -> tuple[float, float | None]:
-    """Milliseconds a call among calls back to back, and on a GPU milliseconds until one returns."""
-    call()  # whatever has changed since the last time, such as the set of gradients, is paid here
-    if not on_gpu:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        return (time.perf_counter() - start) * 1e3 / repeats, None
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    host_ms = (time.perf_counter() - start) * 1e3
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    began.record()  # behind the call above: the time of a launch on an idle GPU is not in it
-    for _ in range(repeats):
-        call()
-    ended.record()
-    ended.synchronize()
-    return began.elapsed_time(ended) / repeats, host_ms
-
-
-def measure(cases: list[tuple[Row, Call, Call]], scale: Scale, on_gpu: bool) -> list[Row]:
-    """Time every case once a round; the rows, with their samples and figures."""
-    for row, activate, call in cases:  # compiles, makes all blocks' states, and sizes the samples
-        activate()
-        repeats = min(200, max(1, round(scale.sample_ms / timed(call, 1, on_gpu)[0])))
-        row.update(repeats=repeats, samples_ms=[], host_samples_ms=[])
-    for turn in range(scale.rounds):
-        shift = turn * len(cases) // scale.rounds
-        for row, activate, call in cases[shift:] + cases[:shift]:
-            activate()
-            ms, host_ms = timed(call, row["repeats"], on_gpu)
-            row["samples_ms"].append(ms)
-            row["host_samples_ms"].append(host_ms)
-    rows = [row for row, _, _ in cases]
+def measure(cases: list[Case], scale: Scale, on_gpu: bool) -> list[Row]:
+    """The rows of a model's cases, with their samples and figures."""
+    rows = sample(cases, scale.rounds, scale.sample_ms, on_gpu)
     found = {(row["active"], row["variant"]): row for row in rows}
     for row in rows:
-        row["ms"] = statistics.median(row["samples_ms"])
-        row["host_ms"] = statistics.median(row["host_samples_ms"]) if on_gpu else None
         row["gb_per_s"] = row["bytes"] / row["ms"] / 1e6
         row["of_copy"] = row["gb_per_s"] / rows[0]["gb_per_s"]
         row["against"] = AGAINST.get(row["variant"])
@@ -202,36 +179,45 @@ def measure(cases: list[tuple[Row, Call, Call]], scale: Scale, on_gpu: bool) -> 
     return rows
 
 
-def ratio(over: Row, under: Row) -> float:
-    """How many times as long one row takes as another, in the median round."""
-    pairs = zip(over["samples_ms"], under["samples_ms"], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+def marks(rows: Sequence[Row], on_gpu: bool) -> list[Row]:
+    """What the optimizer is to reach, and what it did."""
+    return marks_on_gpu(rows) if on_gpu else marks_on_cpu(rows)
 
 
-def marks(rows: Sequence[Row]) -> list[Row]:
-    """What the kernels are to reach on a GPU with the experiment's blocks, and what they did."""
+def marks_on_cpu(rows: Sequence[Row]) -> list[Row]:
+    """With sums, against torch's fused step without, on the blocks and on many small tensors."""
+    met = []
+    for name in (rows[0]["model"], SMALL):
+        for dtype, low in (("float32", 1.0), ("bfloat16", 2.0)):
+            mine = [r for r in rows if (r["model"], r["dtype"]) == (name, dtype)]
+            full = max(row["active"] for row in mine)
+            found = {row["variant"]: row for row in mine if row["active"] == full}
+            text = f"{name}, {dtype}: {FUSED}, at least {low:.2f} of {SUMMED}"
+            met.append(mark(text, ratio(found[FUSED], found[SUMMED]), low=low))
+    return met
+
+
+def marks_on_gpu(rows: Sequence[Row]) -> list[Row]:
+    """With the experiment's blocks."""
     met: list[Row] = []
-
-    def mark(text: str, value: float, low: float = 0.0, high: float = math.inf) -> None:
-        passed = low <= value <= high
-        met.append({"mark": text, "found": value, "low": low, "high": high, "passed": passed})
-
     for dtype in ("float32", "bfloat16"):
         mine = [r for r in rows if (r["model"], r["dtype"]) == (rows[0]["model"], dtype)]
         found = {(row["active"], row["variant"]): row for row in mine}
         full, *parts = sorted({active for active, _ in found}, reverse=True)
         ours, summed = found[full, OURS], found[full, SUMMED]
-        mark(f"{dtype}: {SUMMED}, at least 0.90 of the copy's GB/s", summed["of_copy"], low=0.9)
-        mark(f"{dtype}: {SUMMED}, at most 1.03 of {OURS}", summed["ratio"], high=1.03)
+        text = f"{dtype}: {SUMMED}, at least 0.90 of the copy's GB/s"
+        met.append(mark(text, summed["of_copy"], low=0.9))
+        text = f"{dtype}: {SUMMED}, at most 1.03 of {OURS}"
+        met.append(mark(text, summed["ratio"], high=1.03))
         if dtype == "float32":  # torch's moments in bfloat16 are half as wide: it moves less
             for variant, low in ((FUSED, 1.0), (EAGER, 3.0)):
                 text = f"{dtype}: {variant}, at least {low:.2f} of {SUMMED}"
-                mark(text, ratio(found[full, variant], summed), low=low)
+                met.append(mark(text, ratio(found[full, variant], summed), low=low))
         for k in parts:
             share = found[k, OURS]["numbers"] / ours["numbers"]
             over = ratio(found[k, OURS], ours) / share
             text = f"{dtype}: {OURS}, {k} blocks, 0.95 to 1.05 of {share:.3f} of the time of {full}"
-            mark(text, over, low=0.95, high=1.05)
+            met.append(mark(text, over, low=0.95, high=1.05))
     return met
 
 
@@ -290,19 +276,21 @@ def main(argv: Sequence[str] | None = None, scale: Scale | None = None) -> int:
     scale = scale._replace(rounds=args.rounds or scale.rounds)
     if on_gpu:
         torch.cuda.set_device(device.index or 0)  # where the events are recorded
-    else:
-        torch.set_num_threads(1)  # two on a busy machine wait for each other: 138 s instead of 13
     machine = about(device)
     print(f"{machine['cuda_device_name'] or 'CPU'}, torch {torch.__version__}, ", end="")
     print(
         f"triton {machine['triton_version']}, commit {machine['commit']}, {scale.rounds} rounds\n"
     )
+    layers: list[Row] = []
+    if ops.backend_of("mlp", device.type) != "eager":
+        layers = layer.benchmark(device, scale.layers, scale.rounds)
     rows = benchmark(device, scale)
     print(__doc__.partition("\n\n")[2].strip())
-    print("" if on_gpu else NO_GPU)
-    met = marks(rows) if on_gpu else []
-    for mark in met:
-        print(f"{'pass' if mark['passed'] else 'FAIL'}  {mark['found']:.3f}  {mark['mark']}")
+    missing = "" if extension.HAS_CPP else NOT_BUILT.format(extension.why_not())
+    print("" if on_gpu else NO_GPU.format(missing))
+    met = layer.marks(layers) + marks(rows, on_gpu)
+    for found in met:
+        print(f"{'pass' if found['passed'] else 'FAIL'}  {found['found']:.3f}  {found['mark']}")
     if path:
         content = {
             "script": "bench/kernels.py",
@@ -310,6 +298,7 @@ def main(argv: Sequence[str] | None = None, scale: Scale | None = None) -> int:
             "timestamp_utc": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
             "system": machine,
             "scale": scale._asdict(),
+            "layers": layers,
             "rows": rows,
             "marks": met,
         }

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from bench import kernels
+from bench import kernels, layer, timing
 from bench.kernels import ALONE, COPY, EAGER, FUSED, OURS, SEPARATE, SUMMED
 from blocksched import AdamW, ops
+from blocksched.extension import HAS_CPP
 
-TINY = kernels.Scale(width=4, large=1000, copied=4096, rounds=3, sample_ms=0.01)
+LAYER = layer.Size(tokens=8, d=4)
+TINY = kernels.Scale(width=4, large=1000, copied=4096, rounds=3, layers=(LAYER,), sample_ms=0.01)
 VARIANTS = {OURS, SUMMED, EAGER, FUSED, SEPARATE, ALONE}
 
 
@@ -34,7 +36,8 @@ def test_every_model_suffix_and_variant_has_a_row(run):
     blocks = "18 blocks, d 4"
     suffixes = {
         (blocks, "float32"): {18, 9, 4}, (blocks, "bfloat16"): {18, 9, 4},
-        ("1 block, d 4", "float32"): {1}, ("100 small tensors", "float32"): {10},
+        ("1 block, d 4", "float32"): {1}, (kernels.SMALL, "float32"): {10},
+        (kernels.SMALL, "bfloat16"): {10},
         ("one 0.001M tensor", "float32"): {1},
     }  # fmt: skip
     wanted = [(*key, k, v) for key, ks in suffixes.items() for k in ks for v in VARIANTS]
@@ -62,9 +65,8 @@ def test_figures_follow_from_the_samples(run):
 
 def test_the_run_says_what_it_is(run):
     printed, result = run
-    assert "the Triton kernels are not what was\ntimed" in printed
-    assert "need a GPU" in printed
-    assert result["marks"] == []
+    assert "the Triton\nand CUDA kernels were not timed" in printed
+    assert ("made to be read" in printed) == (not HAS_CPP)
     assert result["command"].startswith("python bench/kernels.py --device cpu --rounds 2")
     assert result["system"]["torch_version"] == torch.__version__
     lines = printed.splitlines()
@@ -163,7 +165,7 @@ def test_each_round_times_each_case_once_in_another_order(monkeypatch):
         call()
         return 2.0, 1.0
 
-    monkeypatch.setattr(kernels, "timed", timed)
+    monkeypatch.setattr(timing, "timed", timed)
     cases = [
         ({"variant": v, "active": 1, "bytes": 8}, lambda: None, lambda v=v: log.append(v))
         for v in (COPY, OURS, SUMMED)
@@ -196,7 +198,7 @@ def test_on_a_gpu_events_enclose_the_repeats_alone(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("idle"))
-    ms, host_ms = kernels.timed(lambda: log.append("call"), 3, on_gpu=True)
+    ms, host_ms = timing.timed(lambda: log.append("call"), 3, on_gpu=True)
     names = ["event" if isinstance(entry, Event) else entry for entry in log]
     assert names == ["call", "idle", "call", "event", "call", "call", "call", "event", "wait"]
     assert ms == 4.0
@@ -234,7 +236,7 @@ def made_up(**times):
     ],
 )
 def test_marks(times, failed):
-    met = kernels.marks(made_up(**times))
+    met = kernels.marks(made_up(**times), on_gpu=True)
     assert len(met) == 10  # two of them, those against torch, are for float32 only
     missed = [mark["mark"] for mark in met if not mark["passed"]]
     assert len(missed) == len(failed)
@@ -256,3 +258,90 @@ def test_refused_before_any_work(argv, words, capsys, monkeypatch):
     assert kernels.main(argv, TINY) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert all(word in said for word in words)
+
+
+LAYER_VARIANTS = [
+    layer.PRODUCTS, layer.FUSED, layer.EAGER, layer.FUSED_ALONE, layer.EAGER_ALONE
+]  # fmt: skip
+needs_extension = pytest.mark.skipif(not HAS_CPP, reason="the extension is not built")
+
+
+@needs_extension
+def test_every_layer_has_its_rows(run):
+    printed, result = run
+    found = [(r["model"], r["dtype"], r["variant"]) for r in result["layers"]]
+    dtypes = "float32", "bfloat16"
+    assert found == [("8 x 4", dtype, variant) for dtype in dtypes for variant in LAYER_VARIANTS]
+    for row in result["layers"]:
+        assert row["flops"] == (2 if "graph" in row["variant"] else 6) * 2 * 8 * 4 * 16
+        assert f"{row['ms']:.3f}" in printed
+    # 8 rows of x and of hidden units and a scale each; eager: x twice, the root, its square, scales
+    for rows, size in ((result["layers"][:5], 4), (result["layers"][5:], 2)):
+        kept = {row["variant"]: row["kept_bytes"] for row in rows}
+        assert kept[layer.FUSED] == 8 * (4 + 16) * size + 8 * 4
+        assert kept[layer.EAGER] >= 8 * (2 * 4 + 2 * 16) * size
+
+
+@needs_extension
+def test_the_products_are_the_layers(monkeypatch):
+    calls = []
+    real = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: calls.append(real(a, b, out=out).shape))
+    x, w1, w2 = torch.ones(8, 4), torch.ones(16, 4), torch.ones(4, 16)
+    layer.six_products(x, w1, w2)()
+    assert calls == [(8, 16), (8, 4), (8, 16), (4, 16), (8, 4), (16, 4)]
+
+
+def layer_rows(**times):
+    """Rows of both layers, in milliseconds by variant; `times` are those of the small one."""
+    rows = []
+    for size in layer.ON_CPU:
+        for dtype in ("float32", "bfloat16"):
+            samples = {layer.PRODUCTS: 10.0, layer.FUSED: 11.0, layer.EAGER: 22.0}
+            if size == layer.ON_CPU[0] and dtype == "float32":
+                samples |= times
+            rows += [
+                {
+                    "model": f"{size.tokens} x {size.d}", "dtype": dtype, "variant": variant,
+                    "samples_ms": [ms, ms], "kept_bytes": 61 if variant == layer.FUSED else 100,
+                }
+                for variant, ms in samples.items()
+            ]  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("times", "failed"),
+    [
+        ({}, []),
+        ({layer.FUSED: 12.1}, ["fused, at most 1.20 of its products"]),
+        ({layer.EAGER: 14.0}, ["eager, at least 1.30 of fused"]),
+    ],
+)
+def test_layer_marks(times, failed):
+    met = layer.marks(layer_rows(**times))
+    assert len(met) == 10
+    missed = [mark["mark"] for mark in met if not mark["passed"]]
+    wanted = [f"layer 2048 x 256, float32: {words}" for words in failed]
+    assert [mark for mark in missed if "kept" not in mark] == wanted
+    assert sum("kept for backward, at most 0.60" in mark for mark in missed) == 4
+
+
+def test_layer_marks_on_a_gpu():
+    rows = [row | {"kept_bytes": 1} for row in layer_rows()]
+    rows += [row | {"variant": layer.COMPILED} for row in rows if row["variant"] == layer.EAGER]
+    met = layer.marks(rows)
+    assert len(met) == 4 * 4
+    assert {mark["low"] for mark in met} == {0.0, 1.3, 1.0, 0.85}
+
+
+def test_marks_on_a_cpu():
+    rows = [
+        {"model": model, "dtype": dtype, "active": 1, "variant": variant, "samples_ms": [ms, ms]}
+        for model in ("m", kernels.SMALL)
+        for dtype, fused_ms in (("float32", 10.1), ("bfloat16", 19.9))
+        for variant, ms in ((SUMMED, 10.0), (FUSED, fused_ms))
+    ]
+    met = kernels.marks(rows, on_gpu=False)
+    assert [mark["passed"] for mark in met] == [True, False] * 2
+    assert met[3]["mark"] == "1000 small, bfloat16: (b) torch fused, at least 2.00 of ours + sums"
