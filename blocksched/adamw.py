@@ -92,8 +92,9 @@ class AdamW(torch.optim.AdamW):
         of it is saved with the state.
         """
         self._blocks = [list(block) for block in blocks]
-        self._place = dict.fromkeys(stem, -1)
-        self._place |= {p: b for b, block in enumerate(self._blocks) for p in block}
+        self._stem = list(stem)
+        self._place = {id(p): -1 for p in self._stem}  # a tensor's own hash takes twice as long
+        self._place |= {id(p): b for b, block in enumerate(self._blocks) for p in block}
         self._measure = False
         self.block_sums: Tensor | None = None
 
@@ -124,12 +125,12 @@ class AdamW(torch.optim.AdamW):
         parts = self._sums_of_the_rest() if sums else []
         index = itertools.count()
         for group in self.param_groups:
-            alike: dict[tuple[torch.device, bool], list[tuple[Tensor, int]]] = {}
+            alike: dict[tuple[torch.device, bool], list[tuple[Tensor, Any, int]]] = {}
             names = _MOMENTS[: 3 if group["amsgrad"] else 2]
             for p, i in zip(group["params"], index, strict=False):
                 if p.grad is not None or p in self.state:
-                    self._start(p, names)
-                    alike.setdefault((p.device, self._has_master(p)), []).append((p, i))
+                    state = self._start(p, names)
+                    alike.setdefault((p.device, self._has_master(p)), []).append((p, state, i))
             for (device, masters), members in alike.items():
                 parts.append(self._update(group, members, device, masters, sums))
         if parts and sums:
@@ -208,8 +209,8 @@ class AdamW(torch.optim.AdamW):
                 )
         ops.choose(self.backend, active)
 
-    def _start(self, p: Tensor, names: Sequence[str]) -> None:
-        """Make what the state of a parameter lacks of its step count, `names` and master weight."""
+    def _start(self, p: Tensor, names: Sequence[str]) -> Any:
+        """The state of a parameter, which gets what it lacks of step, `names` and master weight."""
         state = self.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
@@ -218,6 +219,7 @@ class AdamW(torch.optim.AdamW):
                 state[name] = torch.zeros_like(p, dtype=self._dtype(name, p))
         if self._has_master(p) and "master_param" not in state:
             state["master_param"] = p.detach().to(torch.float32, copy=True)
+        return state
 
     def _has_master(self, p: Tensor) -> bool:
         return self.master_weights and p.dtype.itemsize < 4
@@ -230,14 +232,14 @@ class AdamW(torch.optim.AdamW):
     def _update(
         self,
         group: dict[str, Any],
-        members: list[tuple[Tensor, int]],
+        members: list[tuple[Tensor, Any, int]],
         device: torch.device,
         masters: bool,
         sums: bool,
     ) -> Tensor:
         """Update parameters of one group on one device; returns their share of the sums."""
-        params = [p for p, _ in members]
-        states = [self.state[p] for p in params]
+        params = [p for p, _, _ in members]
+        states = [state for _, state, _ in members]
         beta1, beta2 = group["betas"]
         update = ops.adamw_op if torch.compiler.is_compiling() else ops.adamw
         return update(
@@ -256,8 +258,8 @@ class AdamW(torch.optim.AdamW):
             group["maximize"],
             self._from_scaler("grad_scale", device),
             self._from_scaler("found_inf", device),
-            [group["seed"] << 32 | i for _, i in members] if "seed" in group else [],
-            [self._place.get(p, len(self._blocks)) for p in params],
+            [group["seed"] << 32 | i for _, _, i in members] if "seed" in group else [],
+            [self._place.get(id(p), len(self._blocks)) for p in params],
             len(self._blocks),
             sums,
             self.backend,
@@ -265,7 +267,7 @@ class AdamW(torch.optim.AdamW):
 
     def _sums_of_the_rest(self) -> list[Tensor]:
         """Sums of block parameters that never had a gradient: only their weights count."""
-        places = {p: b for p, b in self._place.items() if b >= 0}
+        places = {p: b for b, block in enumerate(self._blocks) for p in block}
         rest = [p for p in places if p.grad is None and p not in self.state]
         if not rest:
             return []

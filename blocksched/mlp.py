@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blocksched import extension
-from blocksched.ops import CPP_DTYPES
+from blocksched.cpu import DTYPES
 
 Backend = Literal["auto", "fused", "eager"]
 BACKENDS = "auto", "fused", "eager"
@@ -88,13 +88,13 @@ def uses_fused(backend: Backend, x: Tensor) -> bool:
     if backend == "eager":
         return False
     served = extension.HAS_CPP and (x.is_cpu or (x.is_cuda and extension.HAS_CUDA))
-    if backend == "fused" and not (served and x.dtype in CPP_DTYPES):
+    if backend == "fused" and not (served and x.dtype in DTYPES):
         why = f" ({extension.reason})" if x.is_cuda and extension.reason else ""
         raise ValueError(
             f"backend='fused' does not serve {x.dtype} on {x.device}{why}: use 'auto', which is "
             "eager torch there"
         )
-    return served and x.dtype in CPP_DTYPES
+    return served and x.dtype in DTYPES
 
 
 def _fused(x: Tensor, w1: Tensor, w2: Tensor, eps: float, residual: bool) -> Tensor:

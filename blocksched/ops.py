@@ -7,20 +7,19 @@ every list it changes. The fused layer's op is in blocksched.mlp.
 
 import contextlib
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from blocksched import extension
+from blocksched import cpu, extension
 from blocksched.kernels import adamw as adamw_kernels
 from blocksched.kernels import block_sums as block_sums_kernels
-from blocksched.kernels.chunk_table import same_layout
 from blocksched.kernels.jit import HAS_TRITON, INTERPRETED, TRITON_DTYPES
 
 Backend = Literal["auto", "triton", "cpp", "eager"]
 BACKENDS = "auto", "triton", "cpp", "eager"
-CPP_DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
 def check_backend(backend: str) -> None:
@@ -45,10 +44,9 @@ def choose(backend: Backend, tensors: Sequence[Tensor]) -> Literal["triton", "cp
     `backend` asks for what cannot be.
     """
     check_backend(backend)
-    on_gpu = all(t.is_cuda for t in tensors)
-    on_cpu = all(t.is_cpu for t in tensors)
-    dtypes = {t.dtype for t in tensors}
-    for_triton, for_cpp = dtypes <= TRITON_DTYPES.keys(), dtypes <= set(CPP_DTYPES)
+    on_gpu, on_cpu = (all(map(attrgetter(name), tensors)) for name in ("is_cuda", "is_cpu"))
+    dtypes = set(map(attrgetter("dtype"), tensors))
+    for_triton, for_cpp = dtypes <= TRITON_DTYPES.keys(), dtypes <= cpu.DTYPES.keys()
     if backend == "auto":
         if HAS_TRITON and on_gpu and for_triton and tensors:
             return "triton"
@@ -89,9 +87,7 @@ def block_sums(
         with _device_of(params):
             return block_sums_kernels.block_sums(params, grads, blocks, n_blocks)
     if chosen == "cpp" and plain:
-        (p, g), _ = same_layout([params, grads])
-        sums: Tensor = torch.ops.blocksched.block_sums_cpu(p, g, blocks, n_blocks)
-        return sums
+        return cpu.block_sums(params, grads, blocks, n_blocks)
     sums = block_sums_kernels.block_sums_ref(params, grads, blocks, n_blocks)
     return sums.float() if chosen == "triton" else sums
 
@@ -133,7 +129,7 @@ def adamw(
     """
     chosen = choose(backend, params)
     state = exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps
-    step = {"triton": adamw_kernels.adamw, "cpp": _adamw_cpp, "eager": adamw_kernels.adamw_ref}
+    step = {"triton": adamw_kernels.adamw, "cpp": cpu.adamw, "eager": adamw_kernels.adamw_ref}
     with _device_of(params):
         result = step[chosen](
             params, grads, *state, lr, beta1, beta2, weight_decay, eps, maximize, grad_scale,
@@ -148,41 +144,6 @@ def adamw(
                 if grad is not None
             ]
         )
-    return result
-
-
-@torch.no_grad()
-def _adamw_cpp(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    max_exp_avg_sqs: Sequence[Tensor],
-    masters: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    lr: Tensor,
-    beta1: Tensor,
-    beta2: Tensor,
-    weight_decay: float,
-    eps: float,
-    maximize: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    seeds: Sequence[int],
-    blocks: Sequence[int],
-    n_blocks: int,
-    sums: bool,
-) -> Tensor:
-    """adamw_ref in csrc/cpu/adamw.cpp."""
-    columns, copy_back = same_layout(
-        [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters]
-    )
-    result: Tensor = torch.ops.blocksched.adamw_cpu(
-        *columns, steps, float(lr), float(beta1), float(beta2), weight_decay, eps, maximize,
-        1.0 if grad_scale is None else float(grad_scale),
-        found_inf is not None and bool(found_inf), seeds, blocks, n_blocks, sums,
-    )  # fmt: skip
-    copy_back([0, 2, 3, 4, 5])
     return result
 
 
@@ -225,20 +186,6 @@ def _sums_like(params: Sequence[Tensor], n_blocks: int, backend: Backend) -> Ten
     dtype = torch.float32 if choose(backend, params) == "triton" else torch.float64
     device = params[0].device if params else torch.device("cpu")
     return torch.empty(n_blocks, 3, dtype=dtype, device=device)
-
-
-def _block_sums_cpu_like(*arguments: Any) -> Tensor:
-    return torch.empty(arguments[-1], 3, dtype=torch.float64)
-
-
-def _adamw_cpu_like(*arguments: Any) -> Tensor:
-    n_blocks, sums = arguments[-2:]
-    return torch.empty(n_blocks if sums else 0, 3, dtype=torch.float64)
-
-
-if extension.HAS_CPP:
-    torch.library.register_fake("blocksched::block_sums_cpu", _block_sums_cpu_like)
-    torch.library.register_fake("blocksched::adamw_cpu", _adamw_cpu_like)
 
 
 def backend_of(op: str, device_type: str) -> str:

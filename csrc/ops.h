@@ -4,9 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <optional>
 #include <tuple>
-#include <vector>
 
 namespace blocksched {
 
@@ -25,17 +23,5 @@ Tensor mlp_inference(Tensor x, Tensor w1, Tensor w2, double eps, bool residual);
 std::tuple<Tensor, Tensor, Tensor> mlp_backward(Tensor dy, Tensor x, Tensor w1, Tensor w2, Tensor h,
                                                 Tensor scale, bool residual, bool needs_dx,
                                                 bool needs_dw1, bool needs_dw2);
-
-// blocksched.kernels.block_sums.block_sums_ref on the CPU; tensors dense in one order.
-Tensor block_sums(std::vector<Tensor> params, std::vector<std::optional<Tensor>> grads,
-                  std::vector<int64_t> blocks, int64_t n_blocks);
-
-// blocksched.kernels.adamw.adamw_ref on the CPU; tensors dense in one order.
-Tensor adamw(std::vector<Tensor> params, std::vector<std::optional<Tensor>> grads,
-             std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
-             std::vector<Tensor> max_exp_avg_sqs, std::vector<Tensor> masters,
-             std::vector<Tensor> steps, double lr, double beta1, double beta2, double weight_decay,
-             double eps, bool maximize, double grad_scale, bool skip, std::vector<int64_t> seeds,
-             std::vector<int64_t> blocks, int64_t n_blocks, bool sums);
 
 }  // namespace blocksched

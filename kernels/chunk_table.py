@@ -156,7 +156,7 @@ def same_layout(
         columns it is given back into the tensors they were made from.
     """
     same = [list(column) for column in columns]
-    if all(t is None or t.is_contiguous() for column in same for t in column):
+    if all(map(Tensor.is_contiguous, (t for column in same for t in column if t is not None))):
         return same, lambda _: None
     copied: list[tuple[int, Tensor, Tensor]] = []
     for i in range(len(columns[0])):

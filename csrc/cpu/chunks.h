@@ -33,13 +33,12 @@ inline std::vector<Chunk> chunks_of(const std::vector<int64_t>& sizes) {
   return chunks;
 }
 
-// Calls f(chunk) -> Sums for every chunk. Returns double [n_blocks, 3]: the sums of each block,
-// added chunk by chunk in order, whichever thread did which. Threads get equal shares of the
-// numbers, whatever the sizes of the tensors.
+// Calls f(chunk) -> Sums for every chunk and adds them to sums [n_blocks, 3] at blocks[tensor],
+// chunk by chunk in order, whichever thread did which. Threads get equal shares of the numbers,
+// whatever the sizes of the tensors.
 template <class F>
-torch::stable::Tensor over_chunks(const std::vector<Chunk>& chunks,
-                                  const std::vector<int64_t>& blocks, int64_t n_blocks,
-                                  const F& f) {
+void over_chunks(const std::vector<Chunk>& chunks, const int64_t* blocks, double* sums,
+                 int64_t n_blocks, const F& f) {
   std::vector<Sums> partials(chunks.size());
   const int64_t numbers = chunks.empty() ? 0 : chunks.back().start + chunks.back().count;
   torch::stable::parallel_for(0, numbers, THREAD_WORTH, [&](int64_t begin, int64_t end) {
@@ -49,17 +48,11 @@ torch::stable::Tensor over_chunks(const std::vector<Chunk>& chunks,
       partials[chunk - chunks.begin()] = f(*chunk);
     }
   });
-  const int64_t sizes[] = {n_blocks, 3};
-  torch::stable::Tensor sums =
-      torch::stable::full(torch::headeronly::IntHeaderOnlyArrayRef(sizes, 2), 0.0,
-                          torch::headeronly::ScalarType::Double);
-  auto* out = static_cast<double*>(sums.data_ptr());
   for (size_t i = 0; i < chunks.size(); ++i) {
     const int64_t block = blocks[chunks[i].tensor];
     if (block < 0 || block >= n_blocks) continue;
-    for (int k = 0; k < 3; ++k) out[3 * block + k] += partials[i][k];
+    for (int k = 0; k < 3; ++k) sums[3 * block + k] += partials[i][k];
   }
-  return sums;
 }
 
 }  // namespace blocksched

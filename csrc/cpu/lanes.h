@@ -25,7 +25,7 @@
 namespace blocksched {
 
 constexpr int64_t TILE = 1024;
-constexpr int LANES = 16;
+constexpr int LANES = 64;  // sums that do not wait for each other
 
 template <class T>
 constexpr bool is_wide = std::is_floating_point_v<T>;
@@ -110,19 +110,31 @@ BS_INLINE void with_type(Dtype dtype, const F& f) {
   }
 }
 
-// The sum of term(i) for i < n, in lanes of their own and those in order.
-template <class T, class F>
-BS_INLINE double sum_of(int64_t n, const F& term) {
-  T lanes[LANES] = {};
+// Calls f(i, lane) for i < n, with lanes 0, 1, .. LANES - 1, 0, 1, ..
+template <class F>
+BS_INLINE void by_lanes(int64_t n, const F& f) {
   const int64_t whole = n / LANES * LANES;
   for (int64_t i = 0; i < whole; i += LANES) {
 #pragma omp simd
-    for (int l = 0; l < LANES; ++l) lanes[l] += term(i + l);
+    for (int l = 0; l < LANES; ++l) f(i + l, l);
   }
-  for (int64_t i = whole; i < n; ++i) lanes[i - whole] += term(i);
-  double total = 0;
-  for (int l = 0; l < LANES; ++l) total += double(lanes[l]);
-  return total;
+  for (int64_t i = whole; i < n; ++i) f(i, int(i - whole));
+}
+
+// The lanes' sum, in order.
+template <class T>
+BS_INLINE double total(const T* lanes) {
+  double sum = 0;
+  for (int l = 0; l < LANES; ++l) sum += double(lanes[l]);
+  return sum;
+}
+
+// The sum of term(i) for i < n.
+template <class T, class F>
+BS_INLINE double sum_of(int64_t n, const F& term) {
+  T lanes[LANES] = {};
+  by_lanes(n, [&](int64_t i, int l) BS_INLINE_LAMBDA { lanes[l] += term(i); });
+  return total(lanes);
 }
 
 }  // namespace blocksched
