@@ -92,6 +92,9 @@ BS_FORMULA T adamw_weight(T p, T m, T x, const AdamwStep<T>& s) {
 BS_FORMULA void philox(uint64_t seed, uint32_t four, uint32_t step, uint32_t words[4]) {
   uint32_t c0 = four, c1 = step, c2 = 0, c3 = 0;
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+#if defined(__GNUC__) && !defined(__CUDACC__)
+#pragma GCC unroll 10  // or the loop around it is not vectorised
+#endif
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t(0xD2511F53) * c0, b = uint64_t(0xCD9E8D57) * c2;
     c0 = uint32_t(b >> 32) ^ c1 ^ k0;

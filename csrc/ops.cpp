@@ -48,7 +48,7 @@ const char* cpu_isa() {
 }
 
 // adamw(table, sums, lr, beta1, beta2, weight_decay, eps, grad_scale, maximize, update), as in
-// adamw.h; table int64 [rows, n] and sums float64 [n_blocks, 3] are dense arrays. Not an op of torch:
+// adamw.h; table int64 [rows, n] and sums float64 [n_blocks, 3] are dense. Not an op of torch:
 // lists of tensors take the dispatcher 0.7 us a tensor here, more than the update of a small one.
 PyObject* adamw(PyObject*, PyObject* args) {
   Py_buffer table, sums;

@@ -22,6 +22,9 @@ struct Arrays {
   char *p, *g, *m, *v, *x, *w;
 };
 
+using Yes = std::true_type;
+using No = std::false_type;
+
 struct Options {
   bool sums, update, maximize, narrow_moments;
   double grad_scale;
@@ -47,99 +50,99 @@ struct LaneSums {
   }
 };
 
-// The random bits of m (low half of a word) and v (high half) for numbers from `first` on.
+// The random bits of m (low half of a word) and v (high half) for TILE numbers from `first` on.
 BS_INLINE void random_words(uint64_t seed, int64_t first, uint32_t step, uint32_t* words) {
+  const uint32_t start = uint32_t(first / 4);
 #pragma omp simd
-  for (int64_t i = 0; i < TILE / 4; ++i) {
-    philox(seed, uint32_t(first / 4 + i), step, words + 4 * i);
-  }
+  for (uint32_t i = 0; i < TILE / 4; ++i) philox(seed, start + i, step, words + 4 * i);
 }
 
-// blocksched/kernels/rounding.py
-BS_INLINE void store_stochastic(bf16& out, float x, uint32_t bits) {
+// Rounds up with the probability that keeps the mean: blocksched/kernels/rounding.py.
+BS_INLINE void store_moment(bf16& out, float x, uint32_t bits) {
   const uint32_t raised = as_bits(x) + (bits & 0xffff);
   out.bits = uint16_t(x != x ? 0x7fc0 : raised >> 16);
 }
 
-template <class W, class M>
-BS_INLINE void store_moments(const W* m, const W* v, M* m_out, M* v_out, const uint32_t* words,
-                             int64_t n) {
-  if constexpr (!is_wide<M>) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      store_stochastic(m_out[i], m[i], words[i]);
-      store_stochastic(v_out[i], v[i], words[i] >> 16);
-    }
-  }
+template <class W>
+BS_INLINE void store_moment(W& out, W x, uint32_t) {
+  out = x;
 }
 
-// A tile in the precision it is computed in: one loop, since a core that waits for memory can do
-// the square roots and divisions meanwhile. Sums are of `seen`, which is p unless p is a master.
-template <bool SUMS, bool AMSGRAD, class W>
-BS_INLINE void update_tile(const W* seen, W* p, const W* g, W* m, W* v, W* x, int64_t n,
-                           const Options& o, const AdamwStep<W>& step, Sums& sums) {
+// Up to TILE numbers stored as T, with moments stored as M. One loop, since a core that waits for
+// memory can do roots and divisions meanwhile.
+template <bool SUMS, bool AMSGRAD, bool MASTER, class T, class M>
+BS_INLINE void update_tile(T* p, const T* g, M* m, M* v, Wide<T>* x, Wide<T>* w, int64_t n,
+                           const uint32_t* words, const Options& o, const AdamwStep<Wide<T>>& step,
+                           Sums& sums) {
+  using W = Wide<T>;
   const W inverse_scale = W(1) / W(o.grad_scale), sign = o.maximize ? W(-1) : W(1);
   LaneSums<W> lanes;
   by_lanes(n, [&](int64_t i, int l) BS_INLINE_LAMBDA {
-    const W unscaled = g[i] * inverse_scale;
-    if constexpr (SUMS) lanes.add(l, seen[i], unscaled);
-    m[i] = adamw_mean(m[i], sign * unscaled, step);
-    v[i] = adamw_mean_of_squares(v[i], sign * unscaled, step);
-    W most = v[i];
+    const W weight = load(p[i]), unscaled = load(g[i]) * inverse_scale, grad = sign * unscaled;
+    if constexpr (SUMS) lanes.add(l, weight, unscaled);
+    const W mean = adamw_mean(W(load(m[i])), grad, step);
+    const W squares = adamw_mean_of_squares(W(load(v[i])), grad, step);
+    W most = squares;
     if constexpr (AMSGRAD) {
-      most = x[i] >= v[i] || x[i] != x[i] ? x[i] : v[i];
+      most = x[i] >= squares || x[i] != x[i] ? x[i] : squares;
       x[i] = most;
     }
-    p[i] = adamw_weight(p[i], m[i], most, step);
+    const W updated = adamw_weight(MASTER ? w[i] : weight, mean, most, step);
+    if constexpr (MASTER) w[i] = updated;
+    store(p[i], updated);
+    const uint32_t bits = is_wide<M> ? 0 : words[i];
+    store_moment(m[i], mean, bits);
+    store_moment(v[i], squares, bits >> 16);
   });
   if constexpr (SUMS) lanes.add_to(sums);
 }
 
-// One chunk of a tensor stored as T with moments stored as M; `first` is the chunk's place.
+// One chunk of a tensor; `first` is its place.
 template <class T, class M>
 BS_INLINE void update_chunk(const Arrays& a, int64_t first, int64_t count, const Options& o,
                             const AdamwStep<Wide<T>>& step, Sums& sums) {
   using W = Wide<T>;
-  W p_buffer[TILE], g_buffer[TILE], m_buffer[TILE], v_buffer[TILE];
+  uint32_t words[is_wide<M> ? 1 : TILE];
   for (int64_t at = 0; at < count; at += TILE) {
-    const int64_t n = std::min(TILE, count - at);
-    T* stored = reinterpret_cast<T*>(a.p) + at;
-    W* seen = widen(stored, p_buffer, n);
-    const W* g = widen(reinterpret_cast<const T*>(a.g) + at, g_buffer, n);
-    M *m_stored = reinterpret_cast<M*>(a.m) + at, *v_stored = reinterpret_cast<M*>(a.v) + at;
-    W *m = widen(m_stored, m_buffer, n), *v = widen(v_stored, v_buffer, n);
-    W* p = a.w == nullptr ? seen : reinterpret_cast<W*>(a.w) + at;
-    W* x = a.x == nullptr ? nullptr : reinterpret_cast<W*>(a.x) + at;
-    if (o.sums && a.x != nullptr) {
-      update_tile<true, true>(seen, p, g, m, v, x, n, o, step, sums);
-    } else if (o.sums) {
-      update_tile<true, false>(seen, p, g, m, v, x, n, o, step, sums);
-    } else if (a.x != nullptr) {
-      update_tile<false, true>(seen, p, g, m, v, x, n, o, step, sums);
+    if constexpr (!is_wide<M>) random_words(o.seed, first + at, o.step, words);
+    const auto run = [&](auto with_sums, auto amsgrad, auto master) BS_INLINE_LAMBDA {
+      constexpr bool SUMS = decltype(with_sums)::value, AMSGRAD = decltype(amsgrad)::value;
+      update_tile<SUMS, AMSGRAD, decltype(master)::value>(
+          reinterpret_cast<T*>(a.p) + at, reinterpret_cast<const T*>(a.g) + at,
+          reinterpret_cast<M*>(a.m) + at, reinterpret_cast<M*>(a.v) + at,
+          AMSGRAD ? reinterpret_cast<W*>(a.x) + at : nullptr,
+          decltype(master)::value ? reinterpret_cast<W*>(a.w) + at : nullptr,
+          std::min(TILE, count - at), words, o, step, sums);
+    };
+    const auto choose = [&](auto with_sums, auto amsgrad) BS_INLINE_LAMBDA {
+      a.w == nullptr ? run(with_sums, amsgrad, No()) : run(with_sums, amsgrad, Yes());
+    };
+    if (o.sums) {
+      a.x == nullptr ? choose(Yes(), No()) : choose(Yes(), Yes());
     } else {
-      update_tile<false, false>(seen, p, g, m, v, x, n, o, step, sums);
-    }
-    narrow(p, stored, n);
-    if constexpr (!is_wide<M>) {
-      uint32_t words[TILE];
-      random_words(o.seed, first + at, o.step, words);
-      store_moments(m, v, m_stored, v_stored, words, n);
+      a.x == nullptr ? choose(No(), No()) : choose(No(), Yes());
     }
   }
 }
 
-// The sums alone, of a gradient there may be none of.
+// The sums alone. Where there is no gradient only the weights count, whatever they are.
 template <class T>
 BS_INLINE void sum_chunk(const Arrays& a, int64_t count, const Options& o, Sums& sums) {
   using W = Wide<T>;
   const W inverse_scale = W(1) / W(o.grad_scale);
-  W p_buffer[TILE], g_buffer[TILE] = {};
   for (int64_t at = 0; at < count; at += TILE) {
     const int64_t n = std::min(TILE, count - at);
-    const W *p = widen(reinterpret_cast<const T*>(a.p) + at, p_buffer, n), *g = g_buffer;
-    if (a.g != nullptr) g = widen(reinterpret_cast<const T*>(a.g) + at, g_buffer, n);
+    const T* p = reinterpret_cast<const T*>(a.p) + at;
+    if (a.g == nullptr) {
+      sums[2] += sum_of<W>(
+          n, [=](int64_t i) BS_INLINE_LAMBDA { return W(load(p[i])) * W(load(p[i])); });
+      continue;
+    }
+    const T* g = reinterpret_cast<const T*>(a.g) + at;
     LaneSums<W> lanes;
-    by_lanes(n, [&](int64_t i, int l) BS_INLINE_LAMBDA { lanes.add(l, p[i], g[i] * inverse_scale); });
+    by_lanes(n, [&](int64_t i, int l) BS_INLINE_LAMBDA {
+      lanes.add(l, load(p[i]), load(g[i]) * inverse_scale);
+    });
     lanes.add_to(sums);
   }
 }
@@ -173,7 +176,7 @@ struct Job {
   Arrays from(int64_t first) const {
     const int64_t p = first * size_of(dtype), w = first * (dtype == Dtype::f64 ? 8 : 4);
     const int64_t m = options.narrow_moments ? 2 * first : w;
-    const auto moved = [](char* array, int64_t by) { return array == nullptr ? array : array + by; };
+    const auto moved = [](char* array, int64_t by) { return array ? array + by : nullptr; };
     const Arrays& a = arrays;
     return {moved(a.p, p), moved(a.g, p), moved(a.m, m), moved(a.v, m), moved(a.x, w),
             moved(a.w, w)};

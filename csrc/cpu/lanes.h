@@ -25,7 +25,7 @@
 namespace blocksched {
 
 constexpr int64_t TILE = 1024;
-constexpr int LANES = 64;  // sums that do not wait for each other
+constexpr int LANES = 32;  // sums that do not wait for each other
 
 template <class T>
 constexpr bool is_wide = std::is_floating_point_v<T>;
@@ -53,29 +53,40 @@ BS_INLINE uint32_t as_bits(float x) {
   return bits;
 }
 
-BS_INLINE float to_float(bf16 x) { return as_float(uint32_t(x.bits) << 16); }
+BS_INLINE float load(bf16 x) { return as_float(uint32_t(x.bits) << 16); }
 
-BS_INLINE float to_float(f16 x) {
-  const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
-  const float finite = as_float(magnitude) * as_float(0x77800000);  // 2^112 moves the exponent
-  const uint32_t bits = magnitude >= 0x0f800000 ? magnitude | 0x7f800000 : as_bits(finite);
+BS_INLINE float load(f16 x) {
+  const uint32_t magnitude = x.bits & 0x7fff;
+  const float tiny = float(int32_t(magnitude)) * 0x1p-24f;  // so even if subnormals are flushed
+  const uint32_t normal = (magnitude << 13) + (magnitude >= 0x7c00 ? 224u << 23 : 112u << 23);
+  const uint32_t bits = magnitude < 0x400 ? as_bits(tiny) : normal;
   return as_float(bits | uint32_t(x.bits & 0x8000) << 16);
 }
 
 // To nearest, ties to even; NaN stays NaN.
-BS_INLINE void store_float(bf16& out, float x) {
+BS_INLINE void store(bf16& out, float x) {
   const uint32_t bits = as_bits(x);
   const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   out.bits = uint16_t(x != x ? 0x7fc0 : rounded);
 }
 
-BS_INLINE void store_float(f16& out, float x) {
+BS_INLINE void store(f16& out, float x) {
   const uint32_t sign = as_bits(x) >> 16 & 0x8000, bits = as_bits(x) & 0x7fffffff;
   const uint32_t normal = (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
   const uint32_t tiny = as_bits(as_float(bits) + 0.5f) - as_bits(0.5f);  // rounds at 2^-24
   const uint32_t finite = bits < (113u << 23) ? tiny : normal;
   const uint32_t huge = bits > 0x7f800000 ? 0x7e00 : 0x7c00;
   out.bits = uint16_t(sign | (bits >= 0x477ff000 ? huge : finite));
+}
+
+template <class W>
+BS_INLINE W load(W x) {
+  return x;
+}
+
+template <class W>
+BS_INLINE void store(W& out, W x) {
+  out = x;
 }
 
 // n <= TILE numbers of `stored` in what they are computed in.
@@ -85,7 +96,7 @@ BS_INLINE Wide<T>* widen(const T* stored, Wide<T>* buffer, int64_t n) {
     return const_cast<T*>(stored);
   } else {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) buffer[i] = to_float(stored[i]);
+    for (int64_t i = 0; i < n; ++i) buffer[i] = load(stored[i]);
     return buffer;
   }
 }
@@ -95,7 +106,7 @@ template <class T>
 BS_INLINE void narrow(const Wide<T>* wide, T* stored, int64_t n) {
   if constexpr (!is_wide<T>) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) store_float(stored[i], wide[i]);
+    for (int64_t i = 0; i < n; ++i) store(stored[i], wide[i]);
   }
 }
 
