@@ -23,10 +23,11 @@ def block_sums(
     params: Sequence[Tensor], grads: Sequence[Tensor | None], blocks: Sequence[int], n_blocks: int
 ) -> Tensor:
     """block_sums_ref: parameters of the CPU and of DTYPES, gradients of their parameter's dtype."""
+    sizes, dtypes = _check_gradients(params, grads)
     columns, _ = same_layout([params, grads])
     none = [0] * len(params)
-    sizes, dtypes = [p.numel() for p in params], [DTYPES[p.dtype] for p in params]
-    rows = [*map(addresses, columns), *[none] * 6, sizes, dtypes, none, blocks]
+    codes = [DTYPES[dtype] for dtype in dtypes]
+    rows = [*map(addresses, columns), *[none] * 6, sizes, codes, none, blocks]
     return _run(rows, n_blocks, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, False, False)
 
 
@@ -58,10 +59,7 @@ def adamw(
         return torch.full((n_blocks, 3), float("nan"), dtype=torch.float64)
     if skip:
         return torch.zeros(0, 3, dtype=torch.float64)
-    sizes, dtypes = list(map(Tensor.numel, params)), [p.dtype for p in params]
-    given = [i for i, grad in enumerate(grads) if grad is not None]
-    some = [grad for grad in grads if grad is not None]
-    _check("a gradient", some, [sizes[i] for i in given], [dtypes[i] for i in given])
+    sizes, dtypes = _check_gradients(params, grads)
     narrow = _check_state(
         sizes, dtypes, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps, seeds
     )
@@ -87,6 +85,17 @@ def _run(rows: Sequence[Sequence[int]], n_blocks: int, *numbers: float | bool) -
     assert extension.module is not None
     extension.module.adamw(table, sums.numpy(), *numbers)
     return sums
+
+
+def _check_gradients(
+    params: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> tuple[list[int], list[torch.dtype]]:
+    """Raise RuntimeError for a gradient that does not fit; the parameters' sizes and dtypes."""
+    sizes, dtypes = list(map(Tensor.numel, params)), [p.dtype for p in params]
+    given = [i for i, grad in enumerate(grads) if grad is not None]
+    some = [grad for grad in grads if grad is not None]
+    _check("a gradient", some, [sizes[i] for i in given], [dtypes[i] for i in given])
+    return sizes, dtypes
 
 
 def _check_state(
