@@ -26,9 +26,11 @@ gpu: $(READY)
 	for tool in memcheck racecheck; do \
 	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	        $(BIN)/python -m pytest tests/kernels/test_adamw.py tests/kernels/test_block_sums.py \
-	        -k "float64 or bit or addresses" || exit 1; \
+	        tests/library/test_mlp.py -k "float64 or bit or addresses or (cuda and like_eager)" || exit 1; \
 	done
 	$(BIN)/python bench/kernels.py --device cuda --json-out bench/results/gpu-kernels.json
+	$(BIN)/python bench/run.py --device cuda --equal-time-budget --interleave \
+	    --json-out bench/results/gpu-text.json
 
 # Compiles and links all of the extension against a torch with CUDA (gigabytes), loads it and runs
 # the CPU's tests. Needs nvcc, and no GPU. A copy, so that nothing here is built anew.
@@ -59,3 +61,4 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench,test,lint]'
 	touch $(READY)
+	$(BIN)/python -m blocksched

@@ -56,7 +56,7 @@ Tensor matrix(const Tensor& t, int64_t rows, int64_t columns, int64_t row_stride
   const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
-      t.get(), 2, sizes, strides, t.storage_offset() + offset, &made));
+      t.get(), 2, sizes, strides, offset, &made));
   return Tensor(made);
 }
 
