@@ -101,7 +101,8 @@ def find_torch() -> ModuleType:
     except Exception as error:
         raise MissingError(
             f"no torch is visible to the build ({error}), so there is no extension: install torch, "
-            f"{AGAIN} with --no-build-isolation (python -m build: --no-isolation)"
+            f"{AGAIN}; where it stays hidden, with --no-build-isolation (python -m build: "
+            "--no-isolation)"
         ) from None
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 11):
         raise MissingError(
@@ -132,8 +133,8 @@ def find_cuda(torch: ModuleType) -> Cuda:
     """What to compile the CUDA part with; MissingError if there is nothing that fits `torch`."""
     if torch.version.cuda is None:
         raise MissingError(
-            f"torch {torch.__version__} is a build without CUDA, so there is no CUDA part: install "
-            f"one with CUDA, {AGAIN}"
+            f"built with torch {torch.__version__}, which is without CUDA, so there is no CUDA "
+            f"part: install a torch with CUDA, {AGAIN}"
         )
     home = cuda_home()
     version, known = ask_nvcc(str(Path(home, "bin", "nvcc")))
@@ -178,9 +179,10 @@ def sources(cuda: bool) -> list[str]:
 
 
 def extension(cuda: Cuda | None) -> Extension:
-    """What torch's build takes. The C++ standard and Py_LIMITED_API it sets itself."""
+    """What torch's build takes. The C++ standard it sets itself."""
     from torch.utils import cpp_extension
 
+    cpp_extension.min_supported_cpython = "0x030B0000"  # Py_LIMITED_API; the buffers came with 3.11
     macros = [("TORCH_TARGET_VERSION", TARGET)]
     link, folders, libraries = LIBTORCH, [str(Path("csrc").resolve())], []
     if cuda:
@@ -268,7 +270,6 @@ class BuildExtension(build_ext):
         try:
             yield
         except MissingError as missing:
-            self.clear()
             if switch(name) or switch("BLOCKSCHED_CUDA"):  # no CUDA part without the extension
                 raise SetupError(str(missing)) from None
             self.record["problems"] = [str(missing)]  # the last; it takes the CUDA part with it

@@ -1,14 +1,16 @@
 """AdamW stands in for torch.optim.AdamW: the same weights for the same gradients."""
 
+import contextlib
 import sys
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from blocksched import AdamW
+from blocksched import AdamW, extension
 
 # torch's table of cases. What it imports beside torch is not needed for it, costs seconds and
 # changes settings of the process (hypothesis, torch.backends).
@@ -20,9 +22,23 @@ with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in _UNUSED}):
 INPUTS = table.optim_inputs_func_adamw("cuda", torch.float32)  # those for the CPU, and capturable
 ERRORS = table.optim_error_inputs_func_adamw("cpu", torch.float32)
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+BUILT = pytest.mark.skipif(not extension.HAS_CPP, reason=extension.why_not())
+CPP = pytest.param("cpp", marks=BUILT)
 TRITON = pytest.param("triton", marks=pytest.mark.triton)
-backends = pytest.mark.parametrize("backend", ["eager", TRITON])
+backends = pytest.mark.parametrize("backend", ["eager", CPP, TRITON])
+KINDS = [
+    ("eager", F32), ("eager", F64), pytest.param("cpp", F32, marks=BUILT),
+    pytest.param("cpp", F64, marks=BUILT), pytest.param("triton", F32, marks=pytest.mark.triton),
+]  # fmt: skip
 SHAPES = (5, 13), (4, 16), (), (0, 4)
+
+
+def exact_root(backend):
+    """Where torch is compared with C++, which does the same to the bit but for the root: torch's is
+    off by a unit in 0.7 % of cases on a CPU. In this context it is not."""
+    if backend != "cpp":
+        return contextlib.nullcontext()
+    return mock.patch.object(torch.Tensor, "sqrt", lambda x: torch.as_tensor(np.sqrt(x.numpy())))
 
 
 def device(backend):
@@ -79,8 +95,8 @@ def same(some, others):
 def compare(backend, run, dtype=F32, make=weights):
     """`run` with ours does what it does with torch's.
 
-    In eager torch to the bit. In Triton, where step sizes are float32 and not Python's numbers, no
-    number is further from a float64 run than twice the worst of torch's in float32.
+    In eager torch and in C++ to the bit. In Triton, where step sizes are float32 and not Python's
+    numbers, no number is further from a float64 run than twice the worst of torch's in float32.
     """
 
     def ours(params, **options):
@@ -91,9 +107,10 @@ def compare(backend, run, dtype=F32, make=weights):
         found = snapshot(params, run(new, params))
         return {k: [x.to("cpu", F64) for x in tensors] for k, tensors in found.items()}
 
-    got, want = result(ours, device(backend), dtype), result(theirs, "cpu", dtype)
+    with exact_root(backend):
+        got, want = result(ours, device(backend), dtype), result(theirs, "cpu", dtype)
     assert {k: len(v) for k, v in got.items()} == {k: len(v) for k, v in want.items()}
-    if backend == "eager":
+    if backend != "triton":
         assert same(got, want)
         return
     exact = result(theirs, "cpu", F64)
@@ -107,9 +124,8 @@ def worst(some, others):
 
 
 @pytest.mark.parametrize("case", INPUTS, ids=[case.desc for case in INPUTS])
-@pytest.mark.parametrize("backend", ["eager", "float64", TRITON])
-def test_every_case_of_torch(backend, case):
-    dtype, backend = (F64, "eager") if backend == "float64" else (F32, backend)
+@pytest.mark.parametrize(("backend", "dtype"), KINDS)
+def test_every_case_of_torch(backend, dtype, case):
     compare(backend, lambda new, params: train(new(params, **case.kwargs), params), dtype)
 
 
@@ -295,7 +311,7 @@ def test_strides(backend, of_weights, of_gradient):
 @pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # numpy's, as interpreter
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_what_is_not_finite(backend, amsgrad):
-    """Weights become NaN, or only decay: the same to the bit in both back ends."""
+    """Weights become NaN, or only decay: the same to the bit in all back ends."""
     gradient = [torch.nan, torch.inf, -torch.inf, 3e38, -1e30, 0.0, -0.0, 1e-30]
     runs = []
     for new in (AdamW, theirs):
@@ -327,8 +343,9 @@ def test_dtypes_mixed_in_a_group(backend, masters):
         draw(params, step)
         for p, w in zip(params, wide, strict=True):
             w.grad = p.grad.cpu().float()
-        optimizer.step()
-        other.step()
+        with exact_root(backend):
+            optimizer.step()
+            other.step()
         for p, w in zip(params, wide, strict=True):
             w.data.copy_(w if masters else w.to(p.dtype))
 

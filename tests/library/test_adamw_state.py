@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from blocksched import AdamW
+from blocksched import AdamW, extension
+from tests.library.test_adamw import CPP, backends, exact_root
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
-TRITON = pytest.param("triton", marks=pytest.mark.triton)
-backends = pytest.mark.parametrize("backend", ["eager", TRITON])
 AMSGRAD = [{"amsgrad": False}, {"amsgrad": True}]
 EXTRAS = [  # dtype of the weights, options, names in a parameter's state beside torch's
     (F32, {}, set()),
@@ -74,16 +73,20 @@ def test_the_state_of_torch_and_nothing_more(backend, options):
             assert (ours.shape, ours.dtype) == (value.shape, value.dtype)
 
 
+@pytest.mark.parametrize("backend", ["eager", CPP])
 @pytest.mark.parametrize("options", AMSGRAD)
-def test_from_torch_to_ours_and_back(options):
+def test_from_torch_to_ours_and_back(backend, options):
     params, straight = weights(), weights()
     optimizer, other = (torch.optim.AdamW(groups(x), lr=0.1, **options) for x in (params, straight))
-    for start, new in enumerate((torch.optim.AdamW, AdamW, AdamW, torch.optim.AdamW)):
+    for start, ours in enumerate((False, True, True, False)):
         state = saved(optimizer)
-        optimizer = new(groups(params))
+        optimizer = (
+            AdamW(groups(params), backend=backend) if ours else torch.optim.AdamW(groups(params))
+        )
         optimizer.load_state_dict(state)
-        train(optimizer, range(3 * start, 3 * start + 3))
-        train(other, range(3 * start, 3 * start + 3))
+        with exact_root(backend):
+            train(optimizer, range(3 * start, 3 * start + 3))
+            train(other, range(3 * start, 3 * start + 3))
         same(params, straight)
         same(optimizer.state_dict(), other.state_dict())
 
@@ -224,7 +227,6 @@ def test_hooks_on_loading_have_their_say(when):
     ("options", "message"),
     [
         ({"backend": "fast"}, "backend must be one of auto, triton, cpp, eager, got 'fast'"),
-        ({"backend": "cpp"}, "backend='cpp' is not part of this version: use 'auto'"),
         ({"differentiable": True}, "got differentiable=True: use torch.optim.AdamW"),
         ({"moment_dtype": F16}, r"must be torch.bfloat16 or .*float32, got torch.float16: \w+"),
         ({"seed": -1}, r"seed must be an integer, 0 .. 2147483647, got -1: \w+"),
@@ -236,6 +238,19 @@ def test_options_that_are_refused(options, message):
     """The rule, the value, the remedy."""
     with pytest.raises(ValueError, match=message):
         AdamW(weights(), **options)
+
+
+def test_cpp_without_the_extension(monkeypatch):
+    """Refused before the first step; "auto" does without."""
+    monkeypatch.setattr(extension, "HAS_CPP", False)
+    monkeypatch.setattr(extension, "reason", "no compiler: get one")
+    message = "backend='cpp' needs the extension, which is missing: no compiler: get one"
+    with pytest.raises(ValueError, match=message):
+        AdamW(weights(), backend="cpp")
+    some, others = weights(), weights()
+    train(AdamW(some), range(2))
+    train(AdamW(others, backend="eager"), range(2))
+    same(some, others)
 
 
 def test_complex_parameters_are_refused():
@@ -267,18 +282,16 @@ def make_wide(p):
 
 
 FAULTS = [
-    ("eager", make_sparse, RuntimeError, "sparse gradients: use torch.optim.SparseAdam"),
-    pytest.param(
-        "triton", make_sparse, RuntimeError, "sparse gradients: use", marks=pytest.mark.triton
-    ),
-    ("eager", make_wide, RuntimeError, r"dtype torch.float32, got torch.float64: leave grad_dtype"),
+    (make_sparse, "sparse gradients: use torch.optim.SparseAdam"),
+    (make_wide, r"dtype torch.float32, got torch.float64: leave grad_dtype"),
 ]
 
 
-@pytest.mark.parametrize(("backend", "spoil", "error", "message"), FAULTS)
+@backends
+@pytest.mark.parametrize(("spoil", "message"), FAULTS)
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("split", [False, True])
-def test_a_refused_gradient_leaves_all_as_it_was(backend, spoil, error, message, steps, split):
+def test_a_refused_gradient_leaves_all_as_it_was(backend, spoil, message, steps, split):
     """Though only the last parameter has it, be it in a group of its own or not."""
     params = weights(backend)
     optimizer = AdamW(groups(params) if split else params, backend=backend)
@@ -287,7 +300,32 @@ def test_a_refused_gradient_leaves_all_as_it_was(backend, spoil, error, message,
         p.grad = torch.ones_like(p)
     spoil(params[-1])
     before = copy.deepcopy((params, optimizer.state_dict()))
-    with pytest.raises(error, match=message):
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    same((params, optimizer.state_dict()), before)
+
+
+MISFITS = [
+    ("step", torch.Tensor.long),
+    ("exp_avg", torch.Tensor.double),
+    ("exp_avg", torch.Tensor.half),
+    ("exp_avg_sq", torch.Tensor.bfloat16),
+    ("max_exp_avg_sq", lambda t: t[1:]),
+    ("master_param", lambda t: t[:, 1:]),
+]
+
+
+@pytest.mark.parametrize("backend", [CPP])
+@pytest.mark.parametrize(("name", "make"), MISFITS)
+def test_a_refused_state_leaves_all_as_it_was(backend, name, make):
+    """As a hand may have changed it; that of the last parameter alone."""
+    params = weights(backend, BF16)
+    optimizer = AdamW(params, backend=backend, amsgrad=True, master_weights=True)
+    train(optimizer, range(2))
+    state = optimizer.state[params[-1]]
+    state[name] = make(state[name])
+    before = copy.deepcopy((params, optimizer.state_dict()))
+    with pytest.raises(RuntimeError, match=f"{name} must .*: load the state with load_state_dict"):
         optimizer.step()
     same((params, optimizer.state_dict()), before)
 
