@@ -23,6 +23,7 @@ def block_sums(
     params: Sequence[Tensor], grads: Sequence[Tensor | None], blocks: Sequence[int], n_blocks: int
 ) -> Tensor:
     """block_sums_ref: parameters of the CPU and of DTYPES, gradients of their parameter's dtype."""
+    _check_lengths(params, grads, blocks)
     sizes, dtypes = _check_gradients(params, grads)
     columns, _ = same_layout([params, grads])
     none = [0] * len(params)
@@ -59,6 +60,8 @@ def adamw(
         return torch.full((n_blocks, 3), float("nan"), dtype=torch.float64)
     if skip:
         return torch.zeros(0, 3, dtype=torch.float64)
+    optional = [column for column in (max_exp_avg_sqs, masters, seeds) if column]
+    _check_lengths(params, grads, exp_avgs, exp_avg_sqs, steps, blocks, *optional)
     sizes, dtypes = _check_gradients(params, grads)
     narrow = _check_state(
         sizes, dtypes, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps, seeds
@@ -85,6 +88,15 @@ def _run(rows: Sequence[Sequence[int]], n_blocks: int, *numbers: float | bool) -
     assert extension.module is not None
     extension.module.adamw(table, sums.numpy(), *numbers)
     return sums
+
+
+def _check_lengths(params: Sequence[Tensor], *others: Sequence[object]) -> None:
+    for other in others:
+        if len(other) != len(params):
+            raise ValueError(
+                f"every list must have an entry for each of the {len(params)} parameters, got one "
+                f"of {len(other)}: leave out none, or all of an optional list"
+            )
 
 
 def _check_gradients(

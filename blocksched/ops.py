@@ -46,11 +46,10 @@ def choose(backend: Backend, tensors: Sequence[Tensor]) -> Literal["triton", "cp
     check_backend(backend)
     on_gpu, on_cpu = (all(map(attrgetter(name), tensors)) for name in ("is_cuda", "is_cpu"))
     dtypes = set(map(attrgetter("dtype"), tensors))
-    for_triton, for_cpp = dtypes <= TRITON_DTYPES.keys(), dtypes <= cpu.DTYPES.keys()
     if backend == "auto":
-        if HAS_TRITON and on_gpu and for_triton and tensors:
+        if HAS_TRITON and on_gpu and dtypes <= TRITON_DTYPES.keys() and tensors:
             return "triton"
-        return "cpp" if extension.HAS_CPP and on_cpu and for_cpp else "eager"
+        return "cpp" if extension.HAS_CPP and on_cpu and dtypes <= cpu.DTYPES.keys() else "eager"
     if backend == "triton" and not (on_gpu or INTERPRETED):
         raise ValueError(
             f"backend='triton' needs parameters on a GPU, got {tensors[0].device}: move the "
@@ -62,11 +61,11 @@ def choose(backend: Backend, tensors: Sequence[Tensor]) -> Literal["triton", "cp
             f"backend='cpp' is for parameters on the CPU, got {where}: use 'auto', which is "
             "Triton there"
         )
-    if backend == "triton" and not for_triton:
-        wide = next(d for d in dtypes if d not in TRITON_DTYPES)
-        raise ValueError(
-            f"backend='triton' takes float32, bfloat16 and float16, got {wide}: use 'auto'"
-        )
+    served = {"triton": TRITON_DTYPES, "cpp": cpu.DTYPES}.get(backend)
+    if served is not None and not dtypes <= served.keys():
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in served)
+        other = next(dtype for dtype in dtypes if dtype not in served)
+        raise ValueError(f"backend={backend!r} takes {names}, got {other}: use 'auto'")
     return backend
 
 

@@ -530,7 +530,6 @@ REFUSED = ValueError, RuntimeError, IndexError
 LISTS = "grads", "m", "v", "x", "masters", "steps", "seeds", "blocks"
 
 
-@pytest.mark.skip("INTERIM: crashes")
 @pytest.mark.parametrize("longer", [False, True])
 @pytest.mark.parametrize("name", LISTS)
 def test_every_list_has_an_entry_a_parameter(name, longer):

@@ -313,9 +313,11 @@ def test_only_what_is_asked_for_is_computed(needs, capfd):
 
 
 @dtypes
-def test_without_a_gradient_the_hidden_units_are_those_of_512_rows(dtype):
+@pytest.mark.parametrize("grad", ["off", "of nothing"])
+def test_without_a_gradient_the_hidden_units_are_those_of_512_rows(grad, dtype):
     x, w1, w2, _, _ = cast(draw((5000, 16), 64), dtype)
-    with profile(profile_memory=True) as allocations:
+    w1.requires_grad_(grad == "off")
+    with profile(profile_memory=True) as allocations, torch.set_grad_enabled(grad != "off"):
         y = fused(x, w1, w2)
     taken = sum(e.cpu_memory_usage for e in allocations.events() if e.name == "aten::empty")
     wide = max(dtype.itemsize, 4)  # what the products are done in

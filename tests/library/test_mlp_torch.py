@@ -115,6 +115,14 @@ def test_ops_as_torch_wants_them(shape, dtype, device):
 
 @needs_cpp
 @devices
+def test_what_is_kept_has_no_gradient(device):
+    x, w1, w2, _, _ = tensors(device=device)
+    kept = torch.ops.blocksched.mlp_forward(x.requires_grad_(), w1, w2, EPS, True)
+    assert [t.requires_grad for t in kept] == [True, False, False]
+
+
+@needs_cpp
+@devices
 @pytest.mark.parametrize("changed", ["x", "w1", "w2"])
 def test_autograd_notices_what_was_changed(changed, device):
     given = dict(zip(("x", "w1", "w2"), tensors(device=device), strict=False))
