@@ -8,6 +8,7 @@ from typing import Any
 
 import torch  # noqa: F401  # _C takes the torch libraries that are loaded already
 
+INTERFACE = 1  # csrc/ops.cpp
 __all__ = ["HAS_CPP", "HAS_CUDA", "module", "reason", "record"]
 
 
@@ -31,6 +32,8 @@ def _load(record: dict[str, Any]) -> tuple[ModuleType | None, str]:
         return None, problems
     except ImportError as error:
         return None, f"blocksched._C does not load ({error}): install blocksched again"
+    if getattr(found, "INTERFACE", 0) != INTERFACE:
+        return None, "blocksched._C was built from other sources: install blocksched again"
     return found, "" if getattr(found, "WITH_CUDA", 0) else problems
 
 

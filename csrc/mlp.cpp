@@ -55,7 +55,7 @@ Tensor matrix(const Tensor& t, int64_t rows, int64_t columns, int64_t row_stride
               int64_t column_stride, int64_t offset = 0) {
   const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
       t.get(), 2, sizes, strides, offset, &made));
   return Tensor(made);
 }
@@ -90,7 +90,7 @@ class Device {
 #ifdef BS_WITH_CUDA
     if (!cpu_) {
       guard_.emplace(x.get_device_index());
-      STABLE_TORCH_ERROR_CODE_CHECK(
+      TORCH_ERROR_CODE_CHECK(
           aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
     }
 #endif
@@ -109,7 +109,7 @@ class Device {
                     : aoti_torch_cuda_mm_out(out.get(), a.get(), b.get());
 #endif
     }
-    STABLE_TORCH_ERROR_CODE_CHECK(error);
+    TORCH_ERROR_CODE_CHECK(error);
   }
 
   void row_scale(const Tensor& x, const Tensor& scale, double eps) const {

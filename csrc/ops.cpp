@@ -95,7 +95,9 @@ extern "C" PyMODINIT_FUNC PyInit__C() {
 #else
   const int with_cuda = 0;
 #endif
+  const int interface = 1;  // another number whenever what Python calls changes: extension.py
   if (PyModule_AddIntConstant(module, "WITH_CUDA", with_cuda) != 0 ||
+      PyModule_AddIntConstant(module, "INTERFACE", interface) != 0 ||
       PyModule_AddStringConstant(module, "BUILT_WITH_TORCH", TORCH_VERSION) != 0 ||
       PyModule_AddStringConstant(module, "CPU_ISA", cpu_isa()) != 0) {
     Py_DECREF(module);

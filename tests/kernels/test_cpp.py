@@ -526,7 +526,6 @@ def call(kernel, run, **changed):
     return kernel(*state, *numbers, 0.1, 1e-8, False, None, None, seeds, blocks, 4, True)
 
 
-REFUSED = ValueError, RuntimeError, IndexError
 LISTS = "grads", "m", "v", "x", "masters", "steps", "seeds", "blocks"
 
 
@@ -537,18 +536,18 @@ def test_every_list_has_an_entry_a_parameter(name, longer):
     given = {"grads": run.params, "seeds": run.blocks}.get(name) or getattr(run, name)
     given = [*given, given[-1]] if longer else given[:-1]
     before = [t.clone() for t in run.tensors()]
-    with pytest.raises(REFUSED):
+    with pytest.raises(ValueError, match="every list must have an entry"):
         call(adamw, run, **{"grads": run.params, name: given})
     assert same(run.tensors(), before)
     lists = {"grads": run.params, "blocks": run.blocks, name: given}
     if name in ("grads", "blocks"):
-        with pytest.raises(REFUSED):
+        with pytest.raises(ValueError, match="every list must have an entry"):
             block_sums(run.params, lists["grads"], lists["blocks"], 4)
 
 
 def test_block_sums_refuses_gradients_of_another_size():
     p = torch.ones(3)
-    with pytest.raises(RuntimeError, match="3"):
+    with pytest.raises(RuntimeError, match=r"gradient must .* got 2 of torch.float32"):
         block_sums([p], [p[:2]], [0], 1)
 
 

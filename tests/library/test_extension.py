@@ -35,7 +35,7 @@ def built(monkeypatch):
         module = None  # None in sys.modules is a module that is not found
         if constants is not None:
             module = ModuleType("blocksched._C")
-            vars(module).update(constants)
+            vars(module).update({"INTERFACE": extension.INTERFACE} | constants)
         monkeypatch.setitem(sys.modules, "blocksched._C", module)
 
     return install
@@ -60,6 +60,14 @@ def test_reason(built, constants, record, reason):
     assert (module is not None) == isinstance(constants, dict)
     assert said.endswith(reason)
     assert bool(said) == bool(reason)
+
+
+def test_built_from_other_sources(built):
+    """As after a pull into an editable install."""
+    built({"INTERFACE": extension.INTERFACE - 1})
+    module, said = extension._load(WHOLE)
+    assert module is None
+    assert said == "blocksched._C was built from other sources: install blocksched again"
 
 
 def test_record_that_is_none(tmp_path):

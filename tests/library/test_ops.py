@@ -8,7 +8,7 @@ from torch import nn
 
 from blocksched import AdamW, BlockScheduler, DynamicSuffix, extension, ops
 from blocksched.kernels.block_sums import block_sums_ref
-from tests.library.test_adamw import BUILT, TRITON, backends, exact_root
+from tests.library.test_adamw import CPP, TRITON, backends, exact_root
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 MOVING = DynamicSuffix(
@@ -142,6 +142,23 @@ def test_in_a_compiled_function(backend, case):
     assert torch.equal(results[0][1], runs[0]["params"][0] + 1)
 
 
+@pytest.mark.parametrize("backend", ["eager", CPP])
+def test_a_compiled_step(backend):
+    """AdamW hands the op, not the function, to a compiler."""
+    runs = []
+    for compiled in (False, True):
+        params = [nn.Parameter(p) for p in arguments(backend)["params"]]
+        optimizer = AdamW(params, lr=0.1, amsgrad=True, backend=backend)
+        step = torch.compile(optimizer.step, backend="aot_eager") if compiled else optimizer.step
+        for turn in range(3):
+            for p in params:
+                p.grad = torch.full_like(p, turn - 0.5)
+            step()
+        runs.append([*params, *(t for state in optimizer.state.values() for t in state.values())])
+    assert all(map(torch.equal, *runs))
+    assert len(runs[0]) == 5 * len(params)
+
+
 def close(backend, got, want):
     """Fewer than 256 positive terms are added in another order, but for eager torch in float32: at
     most as many roundings, and twice that in a quotient of two."""
@@ -165,7 +182,7 @@ def test_block_sums_of_a_sparse_gradient(backend):
     close(backend, ops.block_sums([p, p], [g.to_sparse(), None], [0, 1], 2, backend), want)
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("cpp", marks=BUILT), TRITON, "auto"])
+@pytest.mark.parametrize("backend", ["eager", CPP, TRITON, "auto"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_block_sums_are_opaque_to_autograd(backend, turned):
     p = torch.randn(5, 13, device=place(backend))
