@@ -16,7 +16,7 @@ from blocksched.cpu import DTYPES
 
 Backend = Literal["auto", "fused", "eager"]
 BACKENDS = "auto", "fused", "eager"
-EPS = torch.finfo(torch.float32).eps  # what rms_norm takes by itself, for float64 as well
+EPS = torch.finfo(torch.float32).eps  # what rms_norm takes by itself, but for float64
 
 
 def check_backend(backend: str) -> None:
@@ -66,10 +66,15 @@ def mlp(
     """
     if not uses_fused(backend, x):
         return mlp_ref(x, w1, w2, norm_weight, eps)
-    if x.ndim < 1 or w1.shape[1:] != x.shape[-1:] or w2.shape != w1.shape[::-1]:
+    if x.ndim < 1 or 0 in w1.shape or w1.shape[1:] != x.shape[-1:] or w2.shape != w1.shape[::-1]:
         shapes = ", ".join(str(list(t.shape)) for t in (x, w1, w2))
         raise ValueError(
             f"x [..., d], fc1 [hidden, d] and fc2 [d, hidden] must fit, got {shapes}: check d"
+        )
+    if norm_weight is not None and norm_weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"norm_weight must be of x's width {x.shape[-1]}, got {list(norm_weight.shape)}: give "
+            "a number for each column"
         )
     if norm_weight is not None:
         w1 = w1 * norm_weight  # so that torch gives both their gradients
@@ -210,6 +215,6 @@ class FusedMLP(nn.Module):
 
 def _plain(module: nn.Module) -> bool:
     return type(module) is nn.Linear and not (
-        module.bias is not None or module._forward_hooks or module._forward_pre_hooks
-        or module._backward_hooks or module._backward_pre_hooks
+        module.bias is not None or "forward" in vars(module) or module._forward_hooks
+        or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )  # fmt: skip

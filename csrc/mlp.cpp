@@ -168,8 +168,8 @@ void check(const Tensor& x, const Tensor& w1, const Tensor& w2) {
   dtype_of(x);
   STD_TORCH_CHECK(x.dim() >= 1 && w1.dim() == 2 && w2.dim() == 2 && x.size(x.dim() - 1) >= 1 &&
                       w1.size(1) == x.size(x.dim() - 1) && w2.size(0) == w1.size(1) &&
-                      w2.size(1) == w1.size(0),
-                  "the fused layer takes x [..., d], fc1 [hidden, d] and fc2 [d, hidden], d >= 1: "
+                      w2.size(1) == w1.size(0) && w1.size(0) >= 1,
+                  "the fused layer takes x [..., d], fc1 [hidden, d] and fc2 [d, hidden], none 0: "
                   "check their shapes");
   STD_TORCH_CHECK(w1.scalar_type() == x.scalar_type() && w2.scalar_type() == x.scalar_type(),
                   "the fused layer takes x and weights of one dtype: cast x, or use autocast");
@@ -258,6 +258,13 @@ std::tuple<Tensor, Tensor, Tensor> mlp_backward(Tensor grad, Tensor input, Tenso
                                                 Tensor h, Tensor scale, bool residual,
                                                 bool needs_dx, bool needs_dw1, bool needs_dw2) {
   check(input, fc1, fc2);
+  const int64_t all = input.numel() / fc1.size(1);
+  STD_TORCH_CHECK(grad.numel() == input.numel() && h.dim() == 2 && h.size(0) == all &&
+                      h.size(1) == fc1.size(0) && h.is_contiguous() && scale.numel() == all &&
+                      scale.is_contiguous() && grad.scalar_type() == input.scalar_type() &&
+                      h.scalar_type() == input.scalar_type() &&
+                      scale.scalar_type() == wide_type(input),
+                  "mlp_backward takes dy like x, and h and scale as mlp_forward gave them");
   const Tensor x = dense_rows(input), dy = dense_rows(grad);
   const Device device(x);
   const bool wide = widened(x);

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.profiler import profile
 
 from blocksched import extension
-from blocksched.mlp import EPS, mlp, mlp_ref
+from blocksched.mlp import EPS, FusedMLP, mlp, mlp_ref
 
 pytestmark = pytest.mark.skipif(not extension.HAS_CPP, reason="the extension is missing")
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -323,3 +323,40 @@ def test_without_a_gradient_the_hidden_units_are_those_of_512_rows(grad, dtype):
     wide = max(dtype.itemsize, 4)  # what the products are done in
     span = 512 * (w1.shape[0] + 2 * x.shape[1] + 1) * wide
     assert 0 < taken <= y.nbytes + span + 2 * w1.numel() * wide
+
+
+@pytest.mark.parametrize(
+    ("x", "w1", "norm"),
+    [
+        ((2, 4), (0, 4), None),
+        ((2, 0), (3, 0), None),
+        ((2, 4), (3, 4), (1,)),
+        ((2, 4), (3, 4), (3,)),
+    ],
+)
+def test_shapes_that_broadcast_or_hold_nothing_are_refused(x, w1, norm):
+    weights = torch.ones(w1), torch.ones(w1[::-1]), None if norm is None else torch.ones(norm)
+    with pytest.raises(ValueError, match="must"):
+        mlp(torch.ones(x), *weights, backend="fused")
+
+
+def test_backward_refuses_what_forward_did_not_give():
+    x, w1, w2 = torch.randn(5, 4), torch.randn(6, 4), torch.randn(4, 6)
+    y, h, scale = torch.ops.blocksched.mlp_forward(x, w1, w2, 1e-6, True)
+    asked = True, True, True, True
+    torch.ops.blocksched.mlp_backward(y, x, w1, w2, h, scale, *asked)
+    for dy, hidden, scales in [
+        (y[:1], h, scale), (y, h[:1], scale), (y, h.t().contiguous().t(), scale),
+        (y, h, scale[:1]), (y, h.double(), scale), (y, h, scale.double()),
+    ]:  # fmt: skip
+        with pytest.raises(RuntimeError, match="as mlp_forward gave them"):
+            torch.ops.blocksched.mlp_backward(dy, x, w1, w2, hidden, scales, *asked)
+
+
+def test_a_forward_of_its_own_is_honoured():
+    """As accelerate puts one on a module."""
+    layer = FusedMLP(4)
+    x, plain = torch.randn(3, 4), layer.fc1.forward
+    before = layer(x)
+    layer.fc1.forward = lambda z: 2 * plain(z)
+    torch.testing.assert_close(layer(x) - x, 4 * (before - x))
