@@ -165,7 +165,7 @@ SMALL: dict[str, Any] = {
     "dmodel": 128,
     "n_layers": 8,
     "seq_len": 128,
-    "steps": 220,
+    "steps": 250,
     "equal_time_budget": True,
     "interleave": True,
     "lr": 2e-3,
