@@ -77,7 +77,7 @@ BS_INLINE void update_tile(T* p, const T* g, M* m, M* v, Wide<T>* x, Wide<T>* w,
   using W = Wide<T>;
   const W inverse_scale = W(1) / W(o.grad_scale), sign = o.maximize ? W(-1) : W(1);
   LaneSums<W> lanes;
-  by_lanes(n, [&](int64_t i, int l) BS_INLINE_LAMBDA {
+  const auto update = [&](int64_t i, int l) BS_INLINE_LAMBDA {
     const W weight = load(p[i]), unscaled = load(g[i]) * inverse_scale, grad = sign * unscaled;
     if constexpr (SUMS) lanes.add(l, weight, unscaled);
     const W mean = adamw_mean(W(load(m[i])), grad, step);
@@ -93,6 +93,9 @@ BS_INLINE void update_tile(T* p, const T* g, M* m, M* v, Wide<T>* x, Wide<T>* w,
     const uint32_t bits = is_wide<M> ? 0 : words[i];
     store_moment(m[i], mean, bits);
     store_moment(v[i], squares, bits >> 16);
+  };
+  by_lanes(n, update, [&](int64_t i) BS_INLINE_LAMBDA {
+    fetch(p + i), fetch(g + i), fetch(m + i), fetch(v + i);
   });
   if constexpr (SUMS) lanes.add_to(sums);
 }

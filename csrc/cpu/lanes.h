@@ -121,15 +121,29 @@ BS_INLINE void with_type(Dtype dtype, const F& f) {
   }
 }
 
-// Calls f(i, lane) for i < n, with lanes 0, 1, .. LANES - 1, 0, 1, ..
-template <class F>
-BS_INLINE void by_lanes(int64_t n, const F& f) {
+// Calls f(i, lane) for i < n, with lanes 0, 1, .. LANES - 1, 0, 1, .. and ahead(i) before lane 0.
+template <class F, class A>
+BS_INLINE void by_lanes(int64_t n, const F& f, const A& ahead) {
   const int64_t whole = n / LANES * LANES;
   for (int64_t i = 0; i < whole; i += LANES) {
+    ahead(i);
 #pragma omp simd
     for (int l = 0; l < LANES; ++l) f(i + l, l);
   }
   for (int64_t i = whole; i < n; ++i) f(i, int(i - whole));
+}
+
+template <class F>
+BS_INLINE void by_lanes(int64_t n, const F& f) {
+  by_lanes(n, f, [](int64_t) BS_INLINE_LAMBDA {});
+}
+
+// Asks for the LANES numbers that come 2 kB later, half a page: a processor follows a stream by
+// itself, but not into the next page. It may lie beyond the array, where asking does nothing.
+template <class T>
+BS_INLINE void fetch(const T* from) {
+  const char* at = reinterpret_cast<const char*>(from) + 2048;
+  for (size_t line = 0; line < LANES * sizeof(T); line += 64) __builtin_prefetch(at + line);
 }
 
 // The lanes' sum, in order.
