@@ -143,9 +143,10 @@ BS_INLINE void sum_chunk(const Arrays& a, int64_t count, const Options& o, Sums&
     }
     const T* g = reinterpret_cast<const T*>(a.g) + at;
     LaneSums<W> lanes;
-    by_lanes(n, [&](int64_t i, int l) BS_INLINE_LAMBDA {
+    const auto add = [&](int64_t i, int l) BS_INLINE_LAMBDA {
       lanes.add(l, load(p[i]), load(g[i]) * inverse_scale);
-    });
+    };
+    by_lanes(n, add, [&](int64_t i) BS_INLINE_LAMBDA { fetch(p + i), fetch(g + i); });
     lanes.add_to(sums);
   }
 }
