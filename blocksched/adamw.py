@@ -10,6 +10,7 @@ from torch import Tensor
 from blocksched import ops
 
 _MOMENTS = "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master_param"
+_Member = tuple[Tensor, Tensor | None, dict[str, Tensor], int]  # the last is its place
 
 
 class AdamW(torch.optim.AdamW):
@@ -120,17 +121,19 @@ class AdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
+        grads = self._gradients()
         sums, self._measure = self._measure, False
         parts = self._sums_of_the_rest() if sums else []
         index = itertools.count()
         for group in self.param_groups:
-            alike: dict[tuple[torch.device, bool], list[tuple[Tensor, Any, int]]] = {}
+            alike: dict[tuple[torch.device, bool], list[_Member]] = {}
             names = _MOMENTS[: 3 if group["amsgrad"] else 2]
             for p, i in zip(group["params"], index, strict=False):
-                if p.grad is not None or p in self.state:
-                    state = self._start(p, names)
-                    alike.setdefault((p.device, self._has_master(p)), []).append((p, state, i))
+                grad = grads[i]
+                if grad is not None or p in self.state:
+                    masters = self.master_weights and self._has_master(p)
+                    state = self._start(p, names, masters)
+                    alike.setdefault((p.device, masters), []).append((p, grad, state, i))
             for (device, masters), members in alike.items():
                 parts.append(self._update(group, members, device, masters, sums))
         if parts and sums:
@@ -189,14 +192,13 @@ class AdamW(torch.optim.AdamW):
             if "step" in kept:
                 kept["step"] = torch.as_tensor(kept["step"], dtype=torch.float32, device=p.device)
 
-    def _check_gradients(self) -> None:
-        """Raise before anything is updated."""
-        active = []
-        for p in itertools.chain(*(group["params"] for group in self.param_groups)):
-            grad = p.grad
+    def _gradients(self) -> list[Tensor | None]:
+        """Of all parameters in order. Raises before anything is updated."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params]
+        for p, grad in zip(params, grads, strict=True):
             if grad is None:
                 continue
-            active.append(p)
             if grad.layout != torch.strided:
                 raise RuntimeError(
                     "blocksched.AdamW does not take sparse gradients: use torch.optim.SparseAdam "
@@ -207,9 +209,12 @@ class AdamW(torch.optim.AdamW):
                     f"a gradient must have its parameter's dtype {p.dtype}, got {grad.dtype}: "
                     "leave grad_dtype alone"
                 )
-        ops.choose(self.backend, active)
+        if self.backend != "auto":
+            active = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
+            ops.choose(self.backend, active)
+        return grads
 
-    def _start(self, p: Tensor, names: Sequence[str]) -> Any:
+    def _start(self, p: Tensor, names: Sequence[str], masters: bool) -> Any:
         """The state of a parameter, which gets what it lacks of step, `names` and master weight."""
         state = self.state[p]
         if "step" not in state:
@@ -217,7 +222,7 @@ class AdamW(torch.optim.AdamW):
         for name in names:
             if name not in state:
                 state[name] = torch.zeros_like(p, dtype=self._dtype(name, p))
-        if self._has_master(p) and "master_param" not in state:
+        if masters and "master_param" not in state:
             state["master_param"] = p.detach().to(torch.float32, copy=True)
         return state
 
@@ -232,19 +237,18 @@ class AdamW(torch.optim.AdamW):
     def _update(
         self,
         group: dict[str, Any],
-        members: list[tuple[Tensor, Any, int]],
+        members: Sequence[_Member],
         device: torch.device,
         masters: bool,
         sums: bool,
     ) -> Tensor:
         """Update parameters of one group on one device; returns their share of the sums."""
-        params = [p for p, _, _ in members]
-        states = [state for _, state, _ in members]
+        params, grads, states, indices = map(list, zip(*members, strict=True))
         beta1, beta2 = group["betas"]
         update = ops.adamw_op if torch.compiler.is_compiling() else ops.adamw
         return update(
             params,
-            [p.grad for p in params],
+            grads,
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else [],
@@ -258,7 +262,7 @@ class AdamW(torch.optim.AdamW):
             group["maximize"],
             self._from_scaler("grad_scale", device),
             self._from_scaler("found_inf", device),
-            [group["seed"] << 32 | i for _, _, i in members] if "seed" in group else [],
+            [group["seed"] << 32 | i for i in indices] if "seed" in group else [],
             [self._place.get(id(p), len(self._blocks)) for p in params],
             len(self._blocks),
             sums,
