@@ -137,8 +137,12 @@ BS_INLINE void sum_chunk(const Arrays& a, int64_t count, const Options& o, Sums&
     const int64_t n = std::min(TILE, count - at);
     const T* p = reinterpret_cast<const T*>(a.p) + at;
     if (a.g == nullptr) {
-      sums[2] += sum_of<W>(
-          n, [=](int64_t i) BS_INLINE_LAMBDA { return W(load(p[i])) * W(load(p[i])); });
+      W lanes[LANES] = {};
+      const auto square = [&](int64_t i, int l) BS_INLINE_LAMBDA {
+        lanes[l] += W(load(p[i])) * W(load(p[i]));
+      };
+      by_lanes(n, square, [&](int64_t i) BS_INLINE_LAMBDA { fetch(p + i); });
+      sums[2] += total(lanes);
       continue;
     }
     const T* g = reinterpret_cast<const T*>(a.g) + at;
@@ -202,7 +206,7 @@ AdamwStep<double> step_numbers(double t, const AdamwNumbers& a) {
 
 void adamw(const Table& table, const AdamwNumbers& numbers, double* sums, int64_t n_blocks) {
   std::vector<Job> jobs(table.n);
-  std::vector<int64_t> sizes(table.n);
+  std::vector<Extent> extents(table.n);
   for (int64_t i = 0; i < table.n; ++i) {
     Job& job = jobs[i];
     const auto array = [&](Row row) { return reinterpret_cast<char*>(table.at(row, i)); };
@@ -217,7 +221,8 @@ void adamw(const Table& table, const AdamwNumbers& numbers, double* sums, int64_
                    numbers.grad_scale,
                    uint64_t(table.at(Row::seed, i)),
                    0};
-    if (job.options.sums || job.options.update) sizes[i] = table.at(Row::numel, i);
+    const int64_t accesses = job.options.update ? 7 : job.arrays.g ? 2 : 1;
+    if (job.options.sums || job.options.update) extents[i] = {table.at(Row::numel, i), accesses};
     if (!job.options.update) continue;
     float& t = *reinterpret_cast<float*>(table.at(Row::step, i));
     t += 1;
@@ -225,7 +230,7 @@ void adamw(const Table& table, const AdamwNumbers& numbers, double* sums, int64_
     const bool as_before = i > 0 && jobs[i - 1].options.step == job.options.step;
     job.step = as_before ? jobs[i - 1].step : step_numbers(t, numbers);
   }
-  over_chunks(chunks_of(sizes), &table.at(Row::block, 0), sums, n_blocks, [&](const Chunk& c) {
+  over_chunks(chunks_of(extents), &table.at(Row::block, 0), sums, n_blocks, [&](const Chunk& c) {
     const Job& job = jobs[c.tensor];
     Sums found = {};
     run_chunk(job.dtype, job.from(c.begin), c.begin, c.count, job.options, job.step, found);

@@ -10,38 +10,43 @@
 namespace blocksched {
 
 constexpr int64_t CHUNK = 8192;            // numbers; 4 arrays of them in float fit the L2 cache
-constexpr int64_t THREAD_WORTH = 1 << 15;  // numbers for which another thread is worth waking
+constexpr int64_t THREAD_WORTH = 1 << 17;  // accesses for which another thread is worth waking
 
 using Sums = std::array<double, 3>;  // sum |g p|, sum g^2, sum p^2
 
-struct Chunk {
-  int64_t tensor, begin, count;
-  int64_t start;  // numbers in the chunks before it
+// A tensor's numbers, and how often each is read or written, which is what takes the time.
+struct Extent {
+  int64_t numel = 0, accesses = 0;
 };
 
-// Chunks of the tensors that have a size, in order; -1 leaves one out.
-inline std::vector<Chunk> chunks_of(const std::vector<int64_t>& sizes) {
+struct Chunk {
+  int64_t tensor, begin, count;
+  int64_t start, end;  // accesses before it, and with it
+};
+
+inline std::vector<Chunk> chunks_of(const std::vector<Extent>& extents) {
   std::vector<Chunk> chunks;
   int64_t start = 0;
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    for (int64_t begin = 0; begin < sizes[i]; begin += CHUNK) {
-      const int64_t count = std::min(CHUNK, sizes[i] - begin);
-      chunks.push_back({int64_t(i), begin, count, start});
-      start += count;
+  for (size_t i = 0; i < extents.size(); ++i) {
+    for (int64_t begin = 0; begin < extents[i].numel; begin += CHUNK) {
+      const int64_t count = std::min(CHUNK, extents[i].numel - begin);
+      const int64_t end = start + count * extents[i].accesses;
+      chunks.push_back({int64_t(i), begin, count, start, end});
+      start = end;
     }
   }
   return chunks;
 }
 
 // Calls f(chunk) -> Sums for every chunk and adds them to sums [n_blocks, 3] at blocks[tensor],
-// chunk by chunk in order, whichever thread did which. Threads get equal shares of the numbers,
-// whatever the sizes of the tensors.
+// chunk by chunk in order, whichever thread did which. Threads get equal shares of the accesses,
+// whatever the sizes of the tensors and what is done with them.
 template <class F>
 void over_chunks(const std::vector<Chunk>& chunks, const int64_t* blocks, double* sums,
                  int64_t n_blocks, const F& f) {
   std::vector<Sums> partials(chunks.size());
-  const int64_t numbers = chunks.empty() ? 0 : chunks.back().start + chunks.back().count;
-  torch::stable::parallel_for(0, numbers, THREAD_WORTH, [&](int64_t begin, int64_t end) {
+  const int64_t accesses = chunks.empty() ? 0 : chunks.back().end;
+  torch::stable::parallel_for(0, accesses, THREAD_WORTH, [&](int64_t begin, int64_t end) {
     auto chunk = std::lower_bound(chunks.begin(), chunks.end(), begin,
                                   [](const Chunk& c, int64_t at) { return c.start < at; });
     for (; chunk != chunks.end() && chunk->start < end; ++chunk) {
