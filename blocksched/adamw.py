@@ -130,7 +130,7 @@ class AdamW(torch.optim.AdamW):
             names = _MOMENTS[: 3 if group["amsgrad"] else 2]
             for p, i in zip(group["params"], index, strict=False):
                 grad = grads[i]
-                if grad is not None or p in self.state:
+                if grad is not None or (sums and p in self.state):
                     masters = self.master_weights and self._has_master(p)
                     state = self._start(p, names, masters)
                     alike.setdefault((p.device, masters), []).append((p, grad, state, i))
