@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None, scale: Scale | None = None) -> int:
     """Measure, print, and write the result file if asked; returns the exit status."""
     made = argparse.ArgumentParser(prog="bench/kernels.py", description="Time the kernels.")
     made.add_argument("--json-out", default="", metavar="FILE", help="write every sample here")
-    made.add_argument("--rounds", type=int, metavar="N", help="30 on a GPU, 5 elsewhere")
+    made.add_argument("--rounds", type=int, metavar="N", help="30 on a GPU, 7 elsewhere")
     made.add_argument("--device", default="auto", metavar="X", help="auto, cpu, cuda or cuda:N")
     given = list(sys.argv[1:] if argv is None else argv)
     args = made.parse_args(given)
