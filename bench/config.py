@@ -36,10 +36,11 @@ class Config:
 
     task: str = choice(
         "text",
-        "text: a byte-level GPT on real text; teacher: the original experiment",
-        ("text", "teacher"),
+        "text: a byte-level GPT on real text; finetune: the same, pretrained on Python's own "
+        "sources; teacher: the original experiment",
+        ("text", "finetune", "teacher"),
     )
-    data: str = text("", "task text: a file or folder to train on, as bytes (King James Bible)")
+    data: str = text("", "tasks on text: a file or folder to train on, as bytes (King James Bible)")
     schedules: str = text(",".join(NAMES), "the schedules to run, in this order")
     preset: str = choice(
         "auto",
@@ -54,7 +55,7 @@ class Config:
     )
     lr_decay: str = choice(
         "auto",
-        "learning rate by the fraction of the clock (auto: linear to 0 for text, else constant)",
+        "learning rate by the fraction of the clock (auto: constant for teacher, else to 0)",
         ("auto", "constant", "linear"),
     )
     interleave: bool = text(
@@ -78,7 +79,9 @@ class Config:
     seed: int = number(42, "the seed of weights and batches", ge=0, le=2**31 - 1)
     dmodel: int = number(1024, "width", ge=1)
     n_layers: int = number(18, "number of blocks", ge=1)
-    n_heads: int = number(0, "task text: attention heads (0: one per 64 of the width)", ge=0)
+    n_heads: int = number(0, "tasks on text: attention heads (0: one per 64 of the width)", ge=0)
+    pretrain_steps: int = number(1000, "task finetune: full steps of pretraining", ge=1)
+    pretrain_lr: float = number(3e-4, "task finetune: learning rate of pretraining", gt=0)
     hidden_mult: int = number(4, "hidden width of the fused layer / width", ge=1)
     batch_size: int = number(8, "rows in a batch", ge=1)
     seq_len: int = number(1024, "positions in a row", ge=1)
@@ -171,6 +174,8 @@ SMALL: dict[str, Any] = {
     "lr": 2e-3,
     "val_batches": 16,
     "schedules": "full_update,full_update#2,static_suffix,dynamic_suffix",
+    "pretrain_steps": 600,
+    "pretrain_lr": 2e-3,
     "static_active_layers": 4,
     "dyn_warmup_steps": 10,
     "dyn_probe_every": 20,
@@ -181,8 +186,12 @@ SMALL: dict[str, Any] = {
     "dyn_final_full_frac": 0.1,
 }
 
+# What preset small changes for task finetune.
+FINETUNE: dict[str, Any] = {"lr": 1e-3, "steps": 120}
+
 _NEW = {"task", "data", "schedules", "preset", "backend", "lr_decay", "interleave",
-        "time_budget_ms", "accept_loss", "out", "json_out", "n_heads"}  # fmt: skip
+        "time_budget_ms", "accept_loss", "out", "json_out", "n_heads", "pretrain_steps",
+        "pretrain_lr"}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -191,7 +200,9 @@ def parser() -> argparse.ArgumentParser:
         prog="bench/run.py",
         description="Train with full_update, static_suffix and dynamic_suffix and compare.",
         epilog="Defaults are the experiment's (preset seed); on a CPU those of preset small hold: "
-        + ", ".join(f"{option(name)} {value}" for name, value in SMALL.items()),
+        + ", ".join(f"{option(name)} {value}" for name, value in SMALL.items())
+        + "; with task finetune "
+        + ", ".join(f"{option(name)} {value}" for name, value in FINETUNE.items()),
     )
     made.add_argument("--replay", nargs="+", metavar="FILE", help="replay recorded runs instead")
     hints = get_type_hints(Config)
@@ -218,13 +229,16 @@ def resolve(given: dict[str, Any]) -> Config:
     device = resolve_device(given.get("device", "auto"))
     preset = given.get("preset", "auto")
     small = preset == "small" or (preset == "auto" and device.type != "cuda")
-    config = Config(**{**(SMALL if small else {}), **given})
+    preset_flags = SMALL if small else {}
+    if small and given.get("task") == "finetune":
+        preset_flags = SMALL | FINETUNE
+    config = Config(**{**preset_flags, **given})
     try:
         check_numbers(config, option)
     except ValueError as error:
         raise UserError(str(error)) from None
     if config.lr_decay == "auto":
-        by_task = "linear" if config.task == "text" else "constant"
+        by_task = "constant" if config.task == "teacher" else "linear"
         config = dataclasses.replace(config, lr_decay=by_task)
     _check_together(config)
     if config.dtype == "bfloat16" and device.type == "cuda":

@@ -55,12 +55,17 @@ def document(
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON: NaN and infinities become null; the old file stays until all is there."""
+    """Write strict JSON: NaN and infinities become null."""
     text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    write_whole(path, text.encode() + b"\n")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file; what was there before stays until all is."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text + "\n")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)

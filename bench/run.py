@@ -19,6 +19,7 @@ from bench.expected import Expected
 from bench.live import Live
 from bench.results import document, output_path, write
 from bench.table import table
+from bench.tasks.finetune import FinetuneTask
 from bench.tasks.parts import Task
 from bench.tasks.teacher import TeacherTask
 from bench.tasks.text import TextTask
@@ -30,6 +31,7 @@ from blocksched.schedules import FullUpdate, Schedule
 from blocksched.schedules.flags import from_flags
 from blocksched.schedules.replay import replay
 
+TASKS = {"text": TextTask, "finetune": FinetuneTask, "teacher": TeacherTask}
 GROUP = 5  # steps a schedule advances at a time when interleaved
 _SHOWN = 5  # differences of a replay that are printed
 
@@ -81,7 +83,7 @@ def benchmark(config: Config) -> int:
     device = resolve_device(config.device)
     can_fuse = backend_of("mlp", device.type) != "eager"
     schedules = _schedules(config, config.arms(can_fuse))
-    task: Task = (TextTask if config.task == "text" else TeacherTask)(config, device)
+    task: Task = TASKS[config.task](config, device)
     path = output_path(config)
     _greet(config, task)
     if config.backend == "auto" and not can_fuse:

@@ -82,6 +82,11 @@ class Arm:
         return self._clock.elapsed_ms
 
     @property
+    def model(self) -> nn.Module:
+        """The model it trains."""
+        return self._model
+
+    @property
     def active(self) -> int:
         """How many blocks the current step trains."""
         return len(self._scheduler.plan.active)

@@ -33,12 +33,23 @@ def load_corpus(path: str, least: int) -> Corpus:
         source, files = str(path), _files(Path(path))
     else:
         source, files = _default()
-    corpus = _split(source, files)
+    return _checked(_split(source, files), least)
+
+
+def python_sources(least: int) -> Corpus:
+    """The sources of Python's standard library without its tests; they differ by version.
+
+    Raises UserError as load_corpus does.
+    """
+    return _checked(_split("Python standard library", _stdlib()), least)
+
+
+def _checked(corpus: Corpus, least: int) -> Corpus:
     for name, part in (("training", corpus.train), ("validation", corpus.validation)):
         if len(part) < least:
             raise UserError(
-                f"--data {source} leaves {len(part)} bytes for {name}, a window needs {least}: "
-                "give more text or lower --seq-len"
+                f"--data {corpus.source} leaves {len(part)} bytes for {name}, a window needs "
+                f"{least}: give more text or lower --seq-len"
             )
     return corpus
 

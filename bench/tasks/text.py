@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.config import Config, UserError
-from bench.tasks.corpus import load_corpus
+from bench.tasks.corpus import Corpus, load_corpus
 from bench.tasks.parts import NormHead, Stack, generator
 from blocksched import FusedMLP
 
@@ -63,11 +63,12 @@ class Block(nn.Module):
 class TextTask:
     """Next-byte prediction; weights are float32, bfloat16 is autocast over them."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, corpus: Corpus | None = None) -> None:
         self.device = device
         self._config = config
         self._heads = _heads(config)
-        corpus = load_corpus(config.data, config.seq_len + 1)
+        if corpus is None:
+            corpus = load_corpus(config.data, config.seq_len + 1)
         self._corpus = corpus
         self.info: dict[str, Any] = {
             "corpus": corpus.source,

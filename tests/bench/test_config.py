@@ -65,6 +65,8 @@ OURS = {
     "accept-loss": 0.01,
     "out": "results",
     "n-heads": 0,
+    "pretrain-steps": 1000,
+    "pretrain-lr": 3e-4,
 }
 COMMAND = (  # the experiment's own style, every flag of it
     "--device cpu --dtype bfloat16 --seed 7 --dmodel 1024 --n-layers 18 --hidden-mult 4"
