@@ -54,7 +54,8 @@ class BlockScheduler:
     ) -> None:
         _check_horizon(total_steps, time_budget_s)
         _refuse_compiled(model)
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        several = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+        optimizers = [_unwrapped(each) for each in several]
         self.schedule = schedule
         self.blocks: Blocks = find_blocks(model, blocks, stem)
         self.state = schedule.init(len(self.blocks))
@@ -70,6 +71,7 @@ class BlockScheduler:
         self._pending: collections.deque[tuple[Plan, Tensor | float | None]] = collections.deque(
             maxlen=max(1, schedule.history)
         )
+        self._relevance: tuple[float, ...] | None = None
         self._sums: dict[int, Tensor] = {}
         self._stepped: set[int] = set()
         self._forwards = _ForwardCount()
@@ -85,6 +87,11 @@ class BlockScheduler:
     def plan(self) -> Plan:
         """What the current step does."""
         return self._plan
+
+    @property
+    def relevance(self) -> tuple[float, ...] | None:
+        """What the last probe measured, block 0 first; None before one since the start or load."""
+        return self._relevance
 
     @property
     def progress(self) -> Progress:
@@ -182,6 +189,7 @@ class BlockScheduler:
         self._steps = saved["steps"]
         self._clock.elapsed_ms = saved["elapsed_ms"]
         self._pending.clear()
+        self._relevance = None
         self._sums.clear()
         self._stepped.clear()
         self._forwards.count = 0
@@ -256,7 +264,7 @@ class BlockScheduler:
             values = None
             if plan.probe and sums is not None and metric is not None:
                 rows = [numbers[3 * b : 3 * b + 3] for b in range(len(self.blocks))]
-                values = relevance(rows, *metric)
+                values = self._relevance = tuple(relevance(rows, *metric))
             self.state = self.schedule.observe(self.state, plan, Reading(number, values))
         self._pending.clear()
 
@@ -358,6 +366,12 @@ def _shares(blocks: Blocks, optimizers: Sequence[Optimizer]) -> list[list[list[n
                 )
             shares[holder[id(parameter)]][b].append(parameter)
     return shares
+
+
+def _unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside a wrapper, such as Accelerate's, whose step does not always update."""
+    inner = getattr(optimizer, "optimizer", None)
+    return inner if isinstance(inner, Optimizer) else optimizer
 
 
 def _check_horizon(total_steps: int | None, time_budget_s: float | None) -> None:
