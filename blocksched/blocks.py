@@ -1,7 +1,7 @@
 """Finds a model's blocks, its stem and its head."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
@@ -15,7 +15,8 @@ class Blocks:
         modules: the blocks.
         parameters: trainable parameters of each block.
         stem: trainable parameters of what comes before block 0.
-        head: trainable parameters of what comes after the last block, and weights tied to it.
+        head: the other trainable parameters: of what comes after the last block, weights tied to
+            it, and what modules around the blocks hold themselves.
         stem_modules: qualified name and module of each module that holds a stem parameter.
     """
 
@@ -45,8 +46,14 @@ def find_blocks(
     """Take a model apart into stem, blocks and head.
 
     The blocks are the longest nn.ModuleList or nn.Sequential of modules of one class, lists inside
-    a block left aside. The stem is what the model registers before them (embeddings, usually), the
-    head everything else; a weight tied between the two is the head's.
+    a block left aside; another one half as long, or with half as many parameters, is too close to
+    guess. The stem is what the model registers before them (embeddings, usually), the head
+    everything else.
+
+    A weight or module that stands on both sides is the head's. So are the parameters that a module
+    around the blocks holds itself, or in an nn.ParameterList or nn.ParameterDict (learned
+    positions, scalars per block): nothing says where they are used. The head trains as gradients
+    reach it, and while there is a prefix none reaches what only feeds block 0.
 
     Args:
         model: any module.
@@ -56,28 +63,14 @@ def find_blocks(
             parts in another order than they run them.
 
     Raises:
-        ValueError: no list of blocks, several equally long ones, a parameter in two blocks or in a
+        ValueError: no list of blocks, several that may be meant, a parameter in two blocks or in a
             block and outside, or a name that the model does not have.
     """
     chosen = _chosen(model, blocks) if blocks is not None else _longest(model)
     names = {id(module): name for name, module in model.named_modules()}
     owner = _owners(chosen, names)
-    inside = {id(inner) for block in chosen for inner in block.modules()}
-    order = {id(module): i for i, module in enumerate(model.modules())}
-    before: set[int] = set()
-    after: set[int] = set()
-    for name, module in model.named_modules(memo=set(chosen)):
-        for key, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in owner or id(module) in inside:
-                raise ValueError(
-                    f"parameter {name}.{key} is also in block {owner[id(parameter)]}: a block "
-                    "cannot be frozen apart from weights it shares; untie them"
-                )
-            early = order[id(module)] < order[id(chosen[0])]
-            (before if early else after).add(id(parameter))
-    if stem is None:
-        stem_ids = before - after
-    else:
+    stem_ids = _stem(model, chosen, owner)
+    if stem is not None:
         stem_ids = {id(p) for part in stem for p in _stem_part(model, part)}
     outside = [p for p in model.parameters() if id(p) not in owner and p.requires_grad]
     return Blocks(
@@ -94,6 +87,45 @@ def find_blocks(
     )
 
 
+def _stem(model: nn.Module, blocks: Sequence[nn.Module], owner: dict[int, str]) -> set[int]:
+    """Ids of the parameters that only stand before block 0. Refuses those of blocks outside."""
+    before: set[int] = set()
+    elsewhere: set[int] = set()
+    early = True
+    for name, module in _places(model, set(blocks)):
+        if module in blocks:
+            early = early and module is not blocks[0]
+            continue
+        known = early and not _holds_for_others(module, blocks)
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in owner:
+                raise ValueError(
+                    f"parameter {name}.{key} is also in block {owner[id(parameter)]}: a block "
+                    "cannot be frozen apart from weights it shares; untie them"
+                )
+            (before if known else elsewhere).add(id(parameter))
+    return before - elsewhere
+
+
+def _places(
+    module: nn.Module, blocks: set[nn.Module], name: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    """Every place of a module that is not inside a block, in the order of registration."""
+    yield name, module
+    if module not in blocks:
+        for key, child in module._modules.items():  # named_children leaves out a second place
+            if child is not None:
+                yield from _places(child, blocks, f"{name}.{key}" if name else key)
+
+
+def _holds_for_others(module: nn.Module, blocks: Sequence[nn.Module]) -> bool:
+    """Whether it is around the blocks or a plain container: its own forward tells nothing."""
+    if isinstance(module, (nn.ParameterList, nn.ParameterDict)):
+        return True
+    inside = set(module.modules())
+    return any(block in inside for block in blocks)
+
+
 def _longest(model: nn.Module) -> list[nn.Module]:
     candidates: dict[str, list[nn.Module]] = {}
     inside: set[int] = set()
@@ -105,19 +137,30 @@ def _longest(model: nn.Module) -> list[nn.Module]:
         if len(children) >= 2 and alike and any(True for _ in module.parameters()):
             candidates[name] = children
             inside |= {id(inner) for child in children for inner in child.modules()}
-    most = max(map(len, candidates.values()), default=0)
-    longest = [name for name, children in candidates.items() if len(children) == most]
-    if len(longest) == 1:
-        return candidates[longest[0]]
-    if not longest:
+    if not candidates:
         raise ValueError(
             "found no list of two or more modules of one class: pass blocks= with the name of the "
             "list, or with the modules in the order they run"
         )
-    raise ValueError(
-        f"found several lists of {most} blocks ({', '.join(longest)}): pass blocks= with the name "
-        "of the one to schedule"
-    )
+    sizes = {name: _size(children) for name, children in candidates.items()}
+    longest = max(candidates, key=lambda name: sizes[name])
+    close = [
+        name
+        for name, size in sizes.items()
+        if any(2 * a >= b for a, b in zip(size, sizes[longest], strict=True))
+    ]
+    if len(close) > 1:
+        lists = ", ".join(f"{name} ({len(candidates[name])})" for name in close)
+        raise ValueError(
+            f"found several lists that may be the blocks: {lists}; pass blocks= with the name of "
+            "the one to schedule"
+        )
+    return candidates[longest]
+
+
+def _size(modules: Sequence[nn.Module]) -> tuple[int, int]:
+    """Number of modules and of the parameters they hold."""
+    return len(modules), sum(p.numel() for module in modules for p in module.parameters())
 
 
 def _chosen(model: nn.Module, blocks: str | Sequence[nn.Module]) -> list[nn.Module]:

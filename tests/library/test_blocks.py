@@ -1,6 +1,7 @@
 """find_blocks: what counts as a block, as stem and as head."""
 
 import pytest
+import torch
 from torch import nn
 
 from blocksched import find_blocks
@@ -50,12 +51,56 @@ def test_several_lists_are_not_guessed_between():
         {"encoder": nn.ModuleList(nn.Linear(2, 2) for _ in range(3)),
          "decoder": nn.ModuleList(nn.Linear(2, 2) for _ in range(3))}
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"encoder, decoder.*blocks="):
+    with pytest.raises(ValueError, match=r"encoder \(3\), decoder \(3\).*blocks="):
         find_blocks(model)
     found = find_blocks(model, blocks="decoder")
     assert found.names[0] == "decoder.0"
     assert ids(found.stem) == ids(model["encoder"].parameters())
     assert find_blocks(model, blocks=list(model["decoder"])).names == found.names
+
+
+@pytest.mark.parametrize(
+    ("n", "width", "close"),
+    [
+        (2, 1, False),
+        (3, 1, True),  # half as many modules
+        (7, 1, True),  # the blocks are the shorter list, but hold the weights
+        (2, 20, True),  # more than half as many parameters
+    ],
+)
+def test_a_list_that_is_half_as_long_or_as_large_is_not_guessed_away(tiny, n, width, close):
+    model = tiny(n=6)
+    model.others = nn.ModuleList(nn.Linear(width, width) for _ in range(n))
+    if close:
+        with pytest.raises(ValueError, match=rf"blocks \(6\), others \({n}\)"):
+            find_blocks(model)
+    assert find_blocks(model, blocks="blocks").names[0] == "blocks.0"
+    assert close or find_blocks(model).names[0] == "blocks.0"
+
+
+class Scaled(nn.Module):
+    """Positions, lists and modules held by the root, registered before the blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(4))
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in range(3))
+        self.embed = nn.Embedding(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.body = nn.Module()
+        self.body.gain = nn.Parameter(torch.ones(()))
+        self.body.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.final_norm = self.norm
+
+
+def test_what_modules_around_the_blocks_hold_themselves_is_the_heads():
+    model = Scaled()
+    found = find_blocks(model)
+    assert ids(found.stem) == ids([model.embed.weight])
+    outside = [model.positions, *model.scales, model.body.gain, *model.norm.parameters()]
+    assert ids(found.head) == ids(outside)
+    found = find_blocks(model, stem=["embed", "positions"])
+    assert ids(found.stem) == ids([model.embed.weight, model.positions])
 
 
 def test_no_list_at_all():
