@@ -2,6 +2,7 @@
 
 from blocksched.adamw import AdamW
 from blocksched.blocks import Blocks, find_blocks
+from blocksched.cache import PrefixCache
 from blocksched.mlp import FusedMLP
 from blocksched.scheduler import BlockScheduler
 from blocksched.schedules import DynamicSuffix, FullUpdate, Plan, Progress, Reading, StaticSuffix
@@ -14,6 +15,7 @@ __all__ = [
     "FullUpdate",
     "FusedMLP",
     "Plan",
+    "PrefixCache",
     "Progress",
     "Reading",
     "StaticSuffix",

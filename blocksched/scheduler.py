@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from blocksched.adamw import AdamW
 from blocksched.blocks import Blocks, find_blocks
+from blocksched.cache import PrefixCache
 from blocksched.clock import Clock, WallClock
 from blocksched.mechanism import Mechanism
 from blocksched.ops import block_sums
@@ -34,6 +35,7 @@ class BlockScheduler:
         time_budget_s: seconds of the run, on a clock that starts here.
         blocks, stem: where find_blocks has to be told, see there.
         clock: keeps `elapsed_ms`; by default the time of the work on the model's device.
+        cache: skips the forward of the frozen prefix for batches that return, see PrefixCache.
 
     Raises:
         ValueError: numbers that do not fit the model, no or two horizons, a trainable block
@@ -51,6 +53,7 @@ class BlockScheduler:
         blocks: str | Sequence[nn.Module] | None = None,
         stem: Sequence[str | nn.Module | nn.Parameter] | None = None,
         clock: Clock | None = None,
+        cache: PrefixCache | None = None,
     ) -> None:
         _check_horizon(total_steps, time_budget_s)
         _refuse_compiled(model)
@@ -80,6 +83,9 @@ class BlockScheduler:
             o.register_step_pre_hook(self._before_update(i)) for i, o in enumerate(optimizers)
         ]
         self._handles.append(model.register_forward_pre_hook(self._forwards))
+        self._cache = cache
+        if cache is not None:
+            cache.attach(model, self.blocks)
         self._clock: Clock = clock if clock is not None else WallClock(self._device)
         self._plan = self._decide()
 
@@ -195,11 +201,13 @@ class BlockScheduler:
         self._forwards.count = 0
         plan = saved["plan"]
         self._plan = Plan(**{**plan, "active": tuple(plan["active"])})
-        self._mechanism.apply(self._plan.active)
+        self._apply(self._plan)
 
     def close(self) -> None:
         """Leave the model as it was found: everything trainable that was, no hooks."""
         self._mechanism.close()
+        if self._cache is not None:
+            self._cache.close()
         for handle in self._handles:
             handle.remove()
 
@@ -209,8 +217,13 @@ class BlockScheduler:
         if "losses" in self.schedule.wants(self.state, progress):
             self._observe_pending()
         plan = self.schedule.plan(self.state, progress)
-        self._mechanism.apply(plan.active)
+        self._apply(plan)
         return plan
+
+    def _apply(self, plan: Plan) -> None:
+        self._mechanism.apply(plan.active)
+        if self._cache is not None:
+            self._cache.move(min(plan.active))
 
     def _before_update(self, i: int) -> Callable[..., Any]:
         """The pre-hook of optimizer `i`: reads relevance once the gradients are there."""
