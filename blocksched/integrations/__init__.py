@@ -1,0 +1,1 @@
+"""BlockScheduler in other people's training loops, one module a library."""

@@ -1,0 +1,210 @@
+"""A schedule in Hugging Face's Trainer: attach(trainer, schedule), then trainer.train() as ever.
+
+Trainer hands its callbacks no loss. So three of its public methods are wrapped on the instance,
+thinly: training_step gives the losses, log takes the numbers along, and train leaves the model as
+it was found however it ends. The rest is a callback. No private name of Trainer is used.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState, TrainerState
+
+from blocksched.scheduler import BlockScheduler
+from blocksched.schedules.base import Plan, Schedule
+
+
+def attach(
+    trainer: Trainer,
+    schedule: Schedule[Any],
+    *,
+    blocks: str | Sequence[nn.Module] | None = None,
+    stem: Sequence[str | nn.Module | nn.Parameter] | None = None,
+) -> None:
+    """Have `trainer.train()` run `schedule`, over the optimizer steps that Trainer plans for.
+
+    The schedule sees the loss of each optimizer step as Trainer sums it over micro-batches. Beside
+    each logged loss stand blocksched/active (blocks trained, mean since the last line),
+    blocksched/boundary (index of the first active block in the last step), blocksched/probes (since
+    the last line) and, after a probe, blocksched/relevance/0 and so on. Checkpoints hold the
+    schedule's state, and resuming from one goes on exactly. After train() the model is as it was.
+
+    Args:
+        trainer: a Trainer or an instance of a subclass, on one device.
+        schedule: FullUpdate, StaticSuffix, DynamicSuffix or another Schedule.
+        blocks, stem: where find_blocks has to be told, see there.
+
+    Raises:
+        ValueError: a schedule is attached already, or the arguments ask for several devices,
+            torch_compile or reentrant activation checkpointing. What BlockScheduler refuses is
+            raised by train().
+    """
+    _check(trainer)
+    run = _Run(trainer, schedule, blocks, stem)
+    for name in ("training_step", "log", "train"):
+        _wrap(trainer, name, getattr(run, name))
+    # restore_callback_states_from_checkpoint puts type(callback)() in the callback's place.
+    bound = type(_Callback.__name__, (_Callback,), {"run": run})
+    trainer.add_callback(bound())
+
+
+class _Run:
+    """What happens around the methods of a trainer, and between the events of its training."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        schedule: Schedule[Any],
+        blocks: str | Sequence[nn.Module] | None,
+        stem: Sequence[str | nn.Module | nn.Parameter] | None,
+    ) -> None:
+        self._trainer, self._schedule = trainer, schedule
+        self._blocks, self._stem = blocks, stem
+        self.scheduler: BlockScheduler | None = None
+        self._restart()
+
+    def training_step(self, inner: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch. Its loss is scaled for accumulation, and Trainer's log is the sum."""
+        loss = inner(*args, **kwargs)
+        self._loss += loss.detach()
+        return loss
+
+    def log(
+        self, inner: Callable[..., None], logs: dict[str, float], *args: Any, **kwargs: Any
+    ) -> None:
+        """Evaluation and the summary at the end are logged through here too, without a loss."""
+        if "loss" in logs and self._counts:
+            logs.update(self._numbers())
+        inner(logs, *args, **kwargs)
+
+    def train(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """All of the training; a model left frozen would lose blocks to the next optimizer."""
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            self._close()
+
+    def begin(self) -> None:
+        """The optimizer exists and holds its loaded state; no forward has run."""
+        self._close()  # auto_find_batch_size begins again after running out of memory
+        trainer = self._trainer
+        if trainer.model_wrapped is not trainer.model:
+            raise ValueError(
+                f"the model is wrapped in a {type(trainer.model_wrapped).__name__}, and blocksched "
+                "drives a plain model on one device so far: leave out compilation of the whole "
+                "model (compile_blocks compiles each block), DataParallel and DeepSpeed"
+            )
+        assert trainer.optimizer is not None
+        saved = _saved(trainer.state)
+        self._restart()
+        self.scheduler = BlockScheduler(
+            trainer.model,
+            trainer.optimizer,
+            self._schedule,
+            total_steps=trainer.state.max_steps,
+            blocks=self._blocks,
+            stem=self._stem,
+        )
+        if saved is not None:
+            self.scheduler.load_state_dict(saved)
+
+    def end_step(self) -> None:
+        """After an optimizer step, before it is logged and saved."""
+        assert self.scheduler is not None
+        self._plan: Plan = self.scheduler.plan
+        self._counts.update(steps=1, active=len(self._plan.active), probes=self._plan.probe)
+        self.scheduler.step(self._loss)
+        self._loss.zero_()
+
+    def _numbers(self) -> dict[str, float]:
+        assert self.scheduler is not None
+        numbers = {
+            "blocksched/active": self._counts["active"] / self._counts["steps"],
+            "blocksched/boundary": min(self._plan.active),
+            "blocksched/probes": self._counts["probes"],
+        }
+        if self._counts["probes"] and self.scheduler.relevance is not None:
+            for i, value in enumerate(self.scheduler.relevance):
+                numbers[f"blocksched/relevance/{i}"] = value
+        self._counts.clear()
+        return numbers
+
+    def _restart(self) -> None:
+        self._loss = torch.zeros((), device=self._trainer.args.device)
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def _close(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.close()
+            self.scheduler = None
+
+
+class _Callback(TrainerCallback, ExportableState):
+    """Trainer's events, and the schedule's state in its checkpoints."""
+
+    run: _Run
+
+    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        self.run.begin()
+
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        self.run.end_step()
+
+    def state(self) -> dict[str, Any]:
+        scheduler = self.run.scheduler
+        saved = None if scheduler is None else scheduler.state_dict()
+        return {"args": {}, "attributes": {"saved": saved}}
+
+
+def _saved(state: TrainerState) -> dict[str, Any] | None:
+    """The scheduler's state in the checkpoint that training resumes from, None at a start.
+
+    Trainer itself restores callbacks only when asked to.
+    """
+    if state.global_step == 0:
+        return None
+    held: Any = state.stateful_callbacks
+    if _Callback.__name__ not in held:
+        raise ValueError(
+            f"the checkpoint of step {state.global_step} was saved without a schedule, so a "
+            "schedule cannot go on from it: start a new run from its weights, or resume without "
+            "attach"
+        )
+    saved: dict[str, Any] = held[_Callback.__name__]["attributes"]["saved"]
+    return saved
+
+
+def _wrap(trainer: Trainer, name: str, around: Callable[..., Any]) -> None:
+    """Replace a method of this one trainer by `around`, which gets the method first."""
+    method = getattr(trainer, name)
+    setattr(trainer, name, functools.wraps(method)(functools.partial(around, method)))
+
+
+def _check(trainer: Trainer) -> None:
+    args = trainer.args
+    if any(isinstance(callback, _Callback) for callback in trainer.callback_handler.callbacks):
+        raise ValueError("this trainer has a schedule already: attach one, to a new trainer")
+    devices = max(args.world_size, args.n_gpu)
+    if devices > 1:
+        raise ValueError(
+            f"blocksched drives a Trainer on one device so far, got {devices}: gradients of a "
+            "moving set of blocks have to be reduced and all processes to plan alike, which is "
+            "not there yet; run one process that sees one device (CUDA_VISIBLE_DEVICES=0)"
+        )
+    if args.torch_compile:
+        raise ValueError(
+            "torch_compile=True compiles the model as a whole, which makes a graph per boundary "
+            "and can leave thawed blocks without gradients: leave it out and call "
+            "blocksched.compile_blocks(model), which compiles each block"
+        )
+    how: Any = args.activation_checkpointing_kwargs or {}
+    if args.activation_checkpointing and how.get("use_reentrant"):
+        raise ValueError(
+            "reentrant activation checkpointing carries the graph around frozen blocks: pass "
+            'activation_checkpointing_kwargs={"use_reentrant": False}'
+        )
