@@ -3,6 +3,7 @@
 from blocksched.adamw import AdamW
 from blocksched.blocks import Blocks, find_blocks
 from blocksched.cache import PrefixCache
+from blocksched.compile import compile_blocks
 from blocksched.mlp import FusedMLP
 from blocksched.scheduler import BlockScheduler
 from blocksched.schedules import DynamicSuffix, FullUpdate, Plan, Progress, Reading, StaticSuffix
@@ -19,6 +20,7 @@ __all__ = [
     "Progress",
     "Reading",
     "StaticSuffix",
+    "compile_blocks",
     "find_blocks",
 ]
 __version__ = "0.1.0"
