@@ -10,30 +10,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from blocksched.blocks import Blocks
+
+_GIVEN = "_blocksched_given_to_prefix"
 
 
 class Mechanism:
     """Freezes and thaws the blocks of a model, and watches that backward obeys.
 
-    The stem trains exactly when block 0 does, the head always. While there is a prefix, nothing
-    pulls the graph through it: the inputs of its blocks are detached.
+    The stem trains exactly when block 0 does, the head as gradients reach it. While there is a
+    prefix, nothing pulls the graph through it or through the stem: what its blocks are given and
+    what they return is detached, and what they were given (x0, an encoder's states, a position
+    bias) also where later blocks are given the same tensor.
     """
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
-        self._gates = [_Gate(name) for name in blocks.names]
-        self._norms = [
-            [(m, m.track_running_stats) for m in block.modules() if isinstance(m, _BatchNorm)]
-            for block in blocks.modules
+        self._gates = [
+            _Gate(name, _buffers(block))
+            for name, block in zip(blocks.names, blocks.modules, strict=True)
         ]
         self._handles: list[RemovableHandle] = []
         for gate, block in zip(self._gates, blocks.modules, strict=True):
             self._handles.append(block.register_forward_pre_hook(gate.enter, with_kwargs=True))
-            self._handles.append(block.register_forward_hook(gate.leave))
+            self._handles.append(block.register_forward_hook(gate.leave, always_call=True))
         self._active: frozenset[int] | None = None
         self._watch: _Watch | None = None
 
@@ -42,27 +44,43 @@ class Mechanism:
         chosen = frozenset(active)
         for i, parameters in enumerate(self.blocks.parameters):
             _set_trainable(parameters, i in chosen)
-            for norm, tracks in self._norms[i]:
-                norm.track_running_stats = tracks and i in chosen
         _set_trainable(self.blocks.stem, 0 in chosen)
         if chosen == self._active:
             return
+        self._refuse_strangers(chosen)
         self._active = chosen
         self._unwatch()
         boundary = min(chosen)
         for i, gate in enumerate(self._gates):
-            gate.state(prefix=i < boundary, last_of_prefix=i == boundary - 1)
+            gate.state(
+                frozen=i not in chosen,
+                prefix=i < boundary,
+                last_of_prefix=i == boundary - 1,
+                behind_prefix=0 < boundary <= i,
+            )
+        if boundary > 0:
+            for parameter in self.blocks.head:  # zeros where no gradient comes would still decay
+                parameter.grad = None
         self._watch = _Watch(self.blocks, chosen, self._gates)
 
-    def check(self, some: Iterable[int]) -> None:
-        """Before an update of the blocks `some`: raise RuntimeError if backward disobeyed there."""
+    def check(self, some: Sequence[int]) -> None:
+        """Before an update of the blocks `some`: raise RuntimeError if one that is frozen, or the
+        frozen stem, has a gradient, or if the watched backward did not train one that is active."""
+        if self._active is not None and 0 not in self._active:
+            _refuse_gradients("the stem", self.blocks.stem)
+        for i in some:
+            if self._active is not None and i not in self._active:
+                name = f"block {i} ({self.blocks.names[i]})"
+                _refuse_gradients(name, self.blocks.parameters[i])
         if self._watch is not None:
             self._watch.check(some)
 
     def check_all(self) -> None:
-        """At the end of a step: the same for all blocks; ends the watch if one ran."""
-        if self._watch is not None and self._watch.check(range(len(self.blocks))):
-            self._unwatch()
+        """At the end of a watched step: the same for all blocks; ends the watch if one ran."""
+        if self._watch is not None:
+            self.check(range(len(self.blocks)))
+            if self._watch.ran:
+                self._unwatch()
 
     def close(self) -> None:
         """Leave the model as it was found."""
@@ -71,6 +89,16 @@ class Mechanism:
         for handle in self._handles:
             handle.remove()
 
+    def _refuse_strangers(self, active: frozenset[int]) -> None:
+        """A trainable parameter that came later would stop training in the prefix, unsaid."""
+        for i, block in enumerate(self.blocks.modules):
+            for name, parameter in block.named_parameters():
+                if i not in active and parameter.requires_grad:
+                    raise RuntimeError(
+                        f"{self.blocks.names[i]}.{name} became trainable after BlockScheduler was "
+                        "built, which cannot freeze it: add and unfreeze parameters first"
+                    )
+
     def _unwatch(self) -> None:
         if self._watch is not None:
             self._watch.remove()
@@ -78,19 +106,22 @@ class Mechanism:
 
 
 class _Gate:
-    """The hooks of one block: cut the graph in the prefix, and note that the block ran.
+    """The hooks of one block: cut the graph in the prefix, keep the buffers of a frozen block where
+    they are, and note that the block ran.
 
     Copies and pickles of a model carry an idle gate, so that they behave as the plain model.
     """
 
-    def __init__(self, name: str = "") -> None:
-        self.name = name
-        self.ran = False
-        self.state(prefix=False, last_of_prefix=False)
+    def __init__(self, name: str = "", buffers: Sequence[tuple[nn.Module, str]] = ()) -> None:
+        self.name, self.buffers = name, buffers
+        self.kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        self.state(frozen=False, prefix=False, last_of_prefix=False, behind_prefix=False)
 
-    def state(self, *, prefix: bool, last_of_prefix: bool) -> None:
-        self.prefix = prefix
-        self.last_of_prefix = last_of_prefix
+    def state(
+        self, *, frozen: bool, prefix: bool, last_of_prefix: bool, behind_prefix: bool
+    ) -> None:
+        self.frozen, self.behind_prefix = frozen, behind_prefix
+        self.prefix, self.last_of_prefix = prefix, last_of_prefix
         self.ran = False
 
     def __reduce__(self) -> tuple[type["_Gate"], tuple[()]]:
@@ -100,7 +131,17 @@ class _Gate:
         if not module.training:
             return None
         self.ran = True
-        if not self.prefix or not any(t.requires_grad for t in _tensors((args, kwargs))):
+        if self.frozen:
+            self.kept = [
+                (m, key, b, b.clone())
+                for m, key in self.buffers
+                for b in [m._buffers[key]]
+                if b is not None
+            ]
+        tensors = [t for t in _tensors((args, kwargs)) if t.requires_grad]
+        if self.behind_prefix and any(map(_was_given, tensors)):
+            return _map(lambda t: t.detach() if _was_given(t) else t, (args, kwargs))
+        if not (self.prefix and tensors):
             return None
         if not torch.is_grad_enabled():
             raise RuntimeError(
@@ -108,15 +149,28 @@ class _Gate:
                 "trainable input around it: checkpoint with use_reentrant=False (and without "
                 "enable_input_require_grads)"
             )
+        for tensor in tensors:
+            if not tensor.is_leaf:  # a parameter leads nowhere, and may train in later blocks
+                setattr(tensor, _GIVEN, True)
         return _map(Tensor.detach, (args, kwargs))
 
     def leave(self, module: nn.Module, _args: Any, output: Any) -> Any:
-        """Under reentrant checkpointing a block trains only if an input requires grad.
+        """Give the buffers back, and cut what the block computed from other than its arguments.
 
-        The checkpoint runs this without grad mode and strips requires_grad off plain outputs; a
-        view of a leaf keeps it, and is what the first active block then receives.
+        Under reentrant checkpointing a block trains only if an input requires grad. The checkpoint
+        runs this without grad mode and strips requires_grad off plain outputs; a view of a leaf
+        keeps it, and is what the first active block then receives.
         """
-        if not (self.last_of_prefix and module.training) or torch.is_grad_enabled():
+        for owner, key, buffer, value in self.kept:
+            buffer.data.copy_(value)  # not seen by autograd, which may need it as it is
+            owner._buffers[key] = buffer
+        self.kept = []
+        if not (self.prefix and module.training):
+            return None
+        if torch.is_grad_enabled():
+            cut = any(t.requires_grad for t in _tensors(output))
+            return _map(Tensor.detach, output) if cut else None
+        if not self.last_of_prefix:
             return None
         hidden = next((t for t in _tensors(output) if t.is_floating_point()), None)
         if hidden is None:
@@ -134,7 +188,7 @@ class _Watch:
         self._blocks, self._active, self._gates = blocks, active, gates
         self._got = [False] * len(blocks)
         self._handles = [
-            parameter.register_post_accumulate_grad_hook(self._note(i))
+            parameter.register_hook(self._note(i))  # before an optimizer stepped in backward
             for i in active
             for parameter in blocks.parameters[i]
         ]
@@ -143,8 +197,13 @@ class _Watch:
             for order, (_, module) in zip(self._order, blocks.stem_modules, strict=True):
                 self._handles.append(module.register_forward_pre_hook(order))
 
-    def check(self, some: Iterable[int]) -> bool:
-        """Whether blocks ran since the change. Raises RuntimeError if one of `some` disobeyed."""
+    @property
+    def ran(self) -> bool:
+        """Whether blocks ran since the change."""
+        return any(gate.ran for gate in self._gates)
+
+    def check(self, some: Iterable[int]) -> None:
+        """Raise RuntimeError if one of `some` is active and ran but got no gradient."""
         for order in self._order:
             if order.after and not order.before:
                 raise RuntimeError(
@@ -153,31 +212,22 @@ class _Watch:
                 )
         for i in some:
             parameters = self._blocks.parameters[i]
-            if i not in self._active and any(p.grad is not None for p in parameters):
-                self._fail(
-                    i,
-                    "is frozen but got a gradient: something else set its requires_grad; leave "
-                    "requires_grad of the model to the scheduler",
-                )
             if i in self._active and parameters and self._gates[i].ran and not self._got[i]:
-                self._fail(
-                    i,
-                    "is active and ran but got no gradient: look for a detach or no_grad after it, "
-                    "for whole-model torch.compile (compile each block instead), or for reentrant "
-                    "checkpointing (pass use_reentrant=False)",
+                raise RuntimeError(
+                    f"block {i} ({self._blocks.names[i]}) is active and ran but got no gradient: "
+                    "look for a detach or no_grad after it, for whole-model torch.compile (compile "
+                    "each block instead), or for reentrant checkpointing (pass use_reentrant=False)"
                 )
-        return any(gate.ran for gate in self._gates)
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _fail(self, i: int, what: str) -> None:
-        raise RuntimeError(f"block {i} ({self._blocks.names[i]}) {what}")
-
     def _note(self, i: int) -> Callable[[Tensor], None]:
-        def note(_parameter: Tensor) -> None:
-            self._got[i] = True
+        def note(grad: Tensor | None) -> None:
+            self._got[i] |= grad is not None
+            for order in self._order:
+                order.first = None  # only the first forward tells: in the next, all come after
 
         return note
 
@@ -207,6 +257,33 @@ def _set_trainable(parameters: Sequence[nn.Parameter], trainable: bool) -> None:
             parameter.requires_grad_(trainable)
         if not trainable:
             parameter.grad = None
+
+
+def _refuse_gradients(name: str, frozen: Sequence[nn.Parameter]) -> None:
+    if any(parameter.grad is not None for parameter in frozen):
+        raise RuntimeError(
+            f"{name} is frozen but got a gradient, which an optimizer would apply: something else "
+            "set its requires_grad or its grad; leave both to the scheduler"
+        )
+
+
+def _was_given(tensor: Tensor) -> bool:
+    """Whether it was given to a prefix block; noted on the tensor, which torch.compile follows."""
+    return getattr(tensor, _GIVEN, False)
+
+
+def _buffers(block: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Module and name of each buffer of a state_dict that a forward may move.
+
+    Larger integer buffers hold quantised weights, too much to copy in every forward.
+    """
+    return [
+        (module, key)
+        for module in block.modules()
+        for key, buffer in module.named_buffers(recurse=False)
+        if key not in module._non_persistent_buffers_set
+        and (buffer.is_floating_point() or buffer.numel() == 1)
+    ]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

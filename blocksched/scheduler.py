@@ -39,7 +39,8 @@ class BlockScheduler:
 
     Raises:
         ValueError: numbers that do not fit the model, no or two horizons, a trainable block
-            parameter that no optimizer holds, or blocks that cannot be found or taken apart.
+            parameter that no optimizer holds, LBFGS, or blocks that cannot be found or taken
+            apart.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class BlockScheduler:
         self.blocks: Blocks = find_blocks(model, blocks, stem)
         self.state = schedule.init(len(self.blocks))
         self._shares = _shares(self.blocks, optimizers)
+        self._held = [[b for b, part in enumerate(share) if part] for share in self._shares]
         self._optimizers = optimizers
         for own, share in zip(optimizers, self._shares, strict=True):
             if isinstance(own, AdamW):
@@ -77,6 +79,7 @@ class BlockScheduler:
         self._relevance: tuple[float, ...] | None = None
         self._sums: dict[int, Tensor] = {}
         self._stepped: set[int] = set()
+        self._in_backward = False  # whether gradient hooks step the optimizers
         self._forwards = _ForwardCount()
         self._mechanism = Mechanism(self.blocks)
         self._handles = [
@@ -245,24 +248,29 @@ class BlockScheduler:
 
     def _measure(self, i: int, optimizer: Optimizer) -> None:
         """Sums of the blocks' shares in optimizer `i`, before its first update of this step."""
-        share = self._shares[i]
+        self._mechanism.check(self._held[i])
+        self._in_backward |= torch._C._current_graph_task_id() != -1
         if i not in self._stepped:
             self._stepped.add(i)
-            self._mechanism.check(b for b, tensors in enumerate(share) if tensors)
             if not self._plan.probe:
                 return
             if isinstance(optimizer, AdamW):
                 optimizer.measure()
             else:
-                self._sums[i] = _unscaled(_sums(share), optimizer)
+                self._sums[i] = _unscaled(_sums(self._shares[i]), optimizer)
 
     def _probe_sums(self) -> Tensor | None:
-        """Sums of all blocks, None if a part was not measured: its update was skipped."""
+        """Sums of all blocks, None if a part was not measured: its update was skipped.
+
+        Optimizers that gradient hooks step are not skipped: those left out had no gradient.
+        """
         parts = []
         for i, own in enumerate(self._optimizers):
-            if any(self._shares[i]):
+            if self._held[i]:
                 part = own.block_sums if isinstance(own, AdamW) else self._sums.get(i)
-                if i not in self._stepped or part is None:
+                if i not in self._stepped:
+                    part = _sums(self._shares[i]) if self._in_backward else None
+                if part is None:
                     return None
                 parts.append(part.to(self._device, torch.float64))
         return torch.stack(parts).sum(0)
@@ -363,6 +371,12 @@ def _shares(blocks: Blocks, optimizers: Sequence[Optimizer]) -> list[list[list[n
     """For each optimizer, its parameters of each block."""
     holder: dict[int, int] = {}
     for i, optimizer in enumerate(optimizers):
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError(
+                "LBFGS moves parameters without a gradient by the history of their last ones, so "
+                "frozen blocks would not stay still: use an optimizer that skips them, as AdamW, "
+                "SGD and Muon do"
+            )
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 holder.setdefault(id(parameter), i)

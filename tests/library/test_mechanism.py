@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -207,6 +208,23 @@ def test_an_active_block_without_gradient_is_an_error_before_the_update(tiny):
     assert not moved(model, before)
 
 
+def test_a_gradient_that_backward_left_undefined_is_none(tiny):
+    class Lost(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx, x, _weight, _bias):
+            return x + 1.0
+
+        @staticmethod
+        def backward(_ctx, grad):
+            return grad, None, None
+
+    model = tiny()
+    inner = model.blocks[2].inner
+    inner.forward = lambda x: Lost.apply(x, inner.weight, inner.bias)
+    with pytest.raises(RuntimeError, match=r"block 2 \(blocks.2\) is active and ran but"):
+        train(model, all_adamw(model), Mechanism(find_blocks(model)), (1, 2, 3))
+
+
 def test_a_block_that_did_not_run_needs_no_gradient(tiny):
     model = tiny()
     mechanism = Mechanism(find_blocks(model))
@@ -230,11 +248,49 @@ def test_a_graph_built_before_the_freeze_gives_no_gradient(tiny):
 def test_a_frozen_block_with_a_gradient_is_an_error(tiny):
     model = tiny()
     mechanism = Mechanism(find_blocks(model))
-    mechanism.apply((3,))
+    mechanism.apply((0, 1, 3))
     model.requires_grad_(True)  # somebody else's toggle
     model.loss(0).backward()
     with pytest.raises(RuntimeError, match=r"block 2 \(blocks.2\) is frozen but got a gradient"):
         mechanism.check(range(4))
+
+
+def test_a_prefix_made_trainable_by_somebody_else_still_gets_no_gradient(tiny):
+    model = tiny()
+    Mechanism(find_blocks(model)).apply((3,))
+    model.requires_grad_(True)
+    model.loss(0).backward()
+    got = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert got == {"blocks.3.inner.weight", "blocks.3.inner.bias", "head.weight"}
+
+
+@pytest.mark.parametrize("where", ["stem", "block 1 (blocks.1)"])
+def test_a_gradient_set_by_hand_is_an_error_at_any_step(tiny, where):
+    model = tiny()
+    optimizer = all_adamw(model)
+    mechanism = Mechanism(find_blocks(model))
+    for step in range(3):
+        train(model, optimizer, mechanism, (3,), step)
+    weight = model.embed.weight if where == "stem" else model.blocks[1].inner.weight
+    weight.grad = torch.zeros_like(weight)
+    with pytest.raises(RuntimeError, match=re.escape(f"{where} is frozen but got a gradient")):
+        mechanism.check([1])
+
+
+@pytest.mark.parametrize("late", ["added", "unfrozen"])
+def test_a_parameter_that_became_trainable_later_is_an_error_where_it_would_stop(tiny, late):
+    model = tiny()
+    inner = model.blocks[1].inner
+    inner.bias.requires_grad_(late == "added")
+    mechanism = Mechanism(find_blocks(model))
+    mechanism.apply((2, 3))
+    if late == "added":
+        inner.scale = nn.Parameter(torch.ones(8))
+    else:
+        inner.bias.requires_grad_(True)
+    mechanism.apply((1, 2, 3))
+    with pytest.raises(RuntimeError, match=r"blocks.1.inner.(scale|bias) became trainable after"):
+        mechanism.apply((3,))
 
 
 def test_a_head_registered_before_the_blocks_is_named(tiny):

@@ -502,6 +502,6 @@ def test_the_watch_ends_with_the_first_step_after_a_change(tiny):
     optimizer = sgd(model)
     scheduler = BlockScheduler(model, optimizer, FullUpdate(), total_steps=9)
     weight = model.blocks[0].inner.weight
-    assert weight._post_accumulate_grad_hooks
+    assert weight._backward_hooks
     one_step(model, optimizer, scheduler, 0)
-    assert not weight._post_accumulate_grad_hooks
+    assert not weight._backward_hooks
