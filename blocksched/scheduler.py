@@ -19,6 +19,11 @@ from blocksched.ops import block_sums
 from blocksched.relevance import relevance
 from blocksched.schedules.base import Plan, Progress, Reading, Schedule, to_plain
 
+_COMPILED = (
+    "is compiled as a whole, which makes a graph per boundary and can leave thawed blocks without "
+    "gradients: compile each block instead, with blocksched.compile_blocks(model)"
+)
+
 
 class BlockScheduler:
     """Decides before every step which blocks train, and makes it so.
@@ -39,8 +44,8 @@ class BlockScheduler:
 
     Raises:
         ValueError: numbers that do not fit the model, no or two horizons, a trainable block
-            parameter that no optimizer holds, LBFGS, or blocks that cannot be found or taken
-            apart.
+            parameter that no optimizer holds, LBFGS, a model that another BlockScheduler has, or
+            blocks that cannot be found or taken apart.
     """
 
     def __init__(
@@ -57,15 +62,16 @@ class BlockScheduler:
         cache: PrefixCache | None = None,
     ) -> None:
         _check_horizon(total_steps, time_budget_s)
-        _refuse_compiled(model)
         several = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
         optimizers = [_unwrapped(each) for each in several]
         self.schedule = schedule
         self.blocks: Blocks = find_blocks(model, blocks, stem)
+        _refuse_compiled(model, self.blocks)
         self.state = schedule.init(len(self.blocks))
         self._shares = _shares(self.blocks, optimizers)
         self._held = [[b for b, part in enumerate(share) if part] for share in self._shares]
         self._optimizers = optimizers
+        self._mechanism = Mechanism(self.blocks)
         for own, share in zip(optimizers, self._shares, strict=True):
             if isinstance(own, AdamW):
                 own.set_blocks(share, self.blocks.stem)
@@ -81,7 +87,6 @@ class BlockScheduler:
         self._stepped: set[int] = set()
         self._in_backward = False  # whether gradient hooks step the optimizers
         self._forwards = _ForwardCount()
-        self._mechanism = Mechanism(self.blocks)
         self._handles = [
             o.register_step_pre_hook(self._before_update(i)) for i, o in enumerate(optimizers)
         ]
@@ -131,9 +136,11 @@ class BlockScheduler:
 
         Raises:
             ValueError: no loss although the schedule needs it, or not one number.
-            RuntimeError: no optimizer step since the last call, or the backward after a change did
-                not train exactly the active blocks.
+            RuntimeError: no optimizer step since the last call, the backward after a change did
+                not train exactly the active blocks, or the model was compiled as a whole.
         """
+        if self._forwards.compiled:
+            raise RuntimeError(f"the model {_COMPILED}")
         kept = self._keep(loss)
         self._require_update()
         self._mechanism.check_all()
@@ -324,10 +331,13 @@ class BlockScheduler:
 
 
 class _ForwardCount:
-    """A hook that counts the model's forwards in training; idle in copies."""
+    """A hook that counts the model's forwards in training; idle in copies.
+
+    It notes a compiler that traces it, which is one around the whole model.
+    """
 
     def __init__(self, live: bool = True) -> None:
-        self.live, self.count = live, 0
+        self.live, self.count, self.compiled = live, 0, False
 
     def __reduce__(self) -> tuple[type["_ForwardCount"], tuple[bool]]:
         return _ForwardCount, (False,)
@@ -335,6 +345,7 @@ class _ForwardCount:
     def __call__(self, module: nn.Module, _args: Any) -> None:
         if self.live and module.training:
             self.count += 1
+            self.compiled |= torch.compiler.is_compiling()
 
 
 def _to_host(tensors: Sequence[Tensor]) -> list[float]:
@@ -411,13 +422,13 @@ def _check_horizon(total_steps: int | None, time_budget_s: float | None) -> None
             raise ValueError(f"{name} must be > 0, got {value}: give the length of the run")
 
 
-def _refuse_compiled(model: nn.Module) -> None:
-    whole = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
-    if whole:
-        raise ValueError(
-            "the model is compiled as a whole, which makes a graph per boundary and can leave "
-            "thawed blocks without gradients: compile each block instead (block.compile())"
-        )
+def _refuse_compiled(model: nn.Module, blocks: Blocks) -> None:
+    """Raise for a compiled module around the blocks; the blocks themselves may be compiled."""
+    held = set(blocks.modules)
+    for name, module in model.named_modules():
+        compiled = module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+        if compiled and module not in held and not held.isdisjoint(module.modules()):
+            raise ValueError(f"{name or 'the model'} {_COMPILED}")
 
 
 def _call(name: str, numbers: Mapping[str, Any]) -> str:
