@@ -53,10 +53,7 @@ class Mechanism:
         boundary = min(chosen)
         for i, gate in enumerate(self._gates):
             gate.state(
-                frozen=i not in chosen,
-                prefix=i < boundary,
-                last_of_prefix=i == boundary - 1,
-                behind_prefix=0 < boundary <= i,
+                frozen=i not in chosen, prefix=i < boundary, last_of_prefix=i == boundary - 1
             )
         if boundary > 0:
             for parameter in self.blocks.head:  # zeros where no gradient comes would still decay
@@ -115,13 +112,10 @@ class _Gate:
     def __init__(self, name: str = "", buffers: Sequence[tuple[nn.Module, str]] = ()) -> None:
         self.name, self.buffers = name, buffers
         self.kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
-        self.state(frozen=False, prefix=False, last_of_prefix=False, behind_prefix=False)
+        self.state(frozen=False, prefix=False, last_of_prefix=False)
 
-    def state(
-        self, *, frozen: bool, prefix: bool, last_of_prefix: bool, behind_prefix: bool
-    ) -> None:
-        self.frozen, self.behind_prefix = frozen, behind_prefix
-        self.prefix, self.last_of_prefix = prefix, last_of_prefix
+    def state(self, *, frozen: bool, prefix: bool, last_of_prefix: bool) -> None:
+        self.frozen, self.prefix, self.last_of_prefix = frozen, prefix, last_of_prefix
         self.ran = False
 
     def __reduce__(self) -> tuple[type["_Gate"], tuple[()]]:
@@ -135,13 +129,14 @@ class _Gate:
             self.kept = [
                 (m, key, b, b.clone())
                 for m, key in self.buffers
-                for b in [m._buffers[key]]
-                if b is not None
+                if (b := m._buffers[key]) is not None
             ]
         tensors = [t for t in _tensors((args, kwargs)) if t.requires_grad]
-        if self.behind_prefix and any(map(_was_given, tensors)):
-            return _map(lambda t: t.detach() if _was_given(t) else t, (args, kwargs))
-        if not (self.prefix and tensors):
+        if not self.prefix:
+            if any(_was_given(t) for t in tensors):
+                return _map(lambda t: t.detach() if _was_given(t) else t, (args, kwargs))
+            return None
+        if not tensors:
             return None
         if not torch.is_grad_enabled():
             raise RuntimeError(
@@ -257,6 +252,17 @@ def _set_trainable(parameters: Sequence[nn.Parameter], trainable: bool) -> None:
             parameter.requires_grad_(trainable)
         if not trainable:
             parameter.grad = None
+
+
+def _refuse_second(blocks: Blocks) -> None:
+    """What another scheduler has frozen now would count as frozen for good."""
+    for block in blocks.modules:
+        gates = (getattr(hook, "__self__", None) for hook in block._forward_pre_hooks.values())
+        if any(isinstance(gate, _Gate) and gate.name for gate in gates):
+            raise ValueError(
+                "another BlockScheduler has this model's blocks: close() that one before you build "
+                "the next"
+            )
 
 
 def _refuse_gradients(name: str, frozen: Sequence[nn.Parameter]) -> None:
