@@ -27,6 +27,7 @@ class Mechanism:
     """
 
     def __init__(self, blocks: Blocks) -> None:
+        _refuse_second(blocks)
         self.blocks = blocks
         self._gates = [
             _Gate(name, _buffers(block))

@@ -298,8 +298,10 @@ def test_a_head_registered_before_the_blocks_is_named(tiny):
     parts = dict(model.named_children())
     model._modules.clear()
     model._modules.update(embed=parts["embed"], head=parts["head"], blocks=parts["blocks"])
+    mechanism = Mechanism(find_blocks(model))
     with pytest.raises(RuntimeError, match=r"head is registered before the blocks.*stem="):
-        train(model, all_adamw(model), Mechanism(find_blocks(model)), (3,))
+        train(model, all_adamw(model), mechanism, (3,))
+    mechanism.close()
     mechanism = Mechanism(find_blocks(model, stem=["embed"]))
     for step in range(2):
         train(model, all_adamw(model), mechanism, (3,), step)

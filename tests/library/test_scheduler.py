@@ -417,6 +417,19 @@ def test_close_and_copies(tiny):
     assert not model._forward_pre_hooks
 
 
+def test_a_second_scheduler_is_refused_until_the_first_is_closed(tiny):
+    model = tiny()
+    optimizer = sgd(model)
+    first = BlockScheduler(model, optimizer, StaticSuffix(active=1), total_steps=9)
+    with pytest.raises(ValueError, match="another BlockScheduler has this model's blocks: close"):
+        BlockScheduler(model, optimizer, StaticSuffix(active=1), total_steps=9)
+    twin = copy.deepcopy(model).requires_grad_(True)
+    for each in (twin, model):
+        first.close()
+        second = BlockScheduler(each, sgd(each), FullUpdate(), total_steps=9)
+        assert sum(map(len, second.blocks.parameters)) == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
