@@ -28,11 +28,12 @@ def attach(
 ) -> None:
     """Have `trainer.train()` run `schedule`, over the optimizer steps that Trainer plans for.
 
-    The schedule sees the loss of each optimizer step as Trainer sums it over micro-batches. Beside
-    each logged loss stand blocksched/active (blocks trained, mean since the last line),
-    blocksched/boundary (index of the first active block in the last step), blocksched/probes (since
-    the last line) and, after a probe, blocksched/relevance/0 and so on. Checkpoints hold the
-    schedule's state, and resuming from one goes on exactly. After train() the model is as it was.
+    The schedule sees the loss of each optimizer step as Trainer sums it over micro-batches (a NaN
+    or an infinity too, which Trainer filters out of its log). Beside each logged loss stand
+    blocksched/active (blocks trained, mean since the last line), blocksched/boundary (index of the
+    first active block in the last step), blocksched/probes (since the last line) and, after a
+    probe, blocksched/relevance/0 and so on. Checkpoints hold the schedule's state, and resuming
+    from one goes on exactly. After train() the model is as it was.
 
     Args:
         trainer: a Trainer or an instance of a subclass, on one device.
@@ -117,26 +118,28 @@ class _Run:
         """After an optimizer step, before it is logged and saved."""
         assert self.scheduler is not None
         self._plan: Plan = self.scheduler.plan
-        self._counts.update(steps=1, active=len(self._plan.active), probes=self._plan.probe)
+        self._counts.update(steps=1, active=len(self._plan.active), probes=int(self._plan.probe))
         self.scheduler.step(self._loss)
         self._loss.zero_()
 
     def _numbers(self) -> dict[str, float]:
         assert self.scheduler is not None
-        numbers = {
+        numbers: dict[str, float] = {
             "blocksched/active": self._counts["active"] / self._counts["steps"],
             "blocksched/boundary": min(self._plan.active),
             "blocksched/probes": self._counts["probes"],
         }
-        if self._counts["probes"] and self.scheduler.relevance is not None:
-            for i, value in enumerate(self.scheduler.relevance):
-                numbers[f"blocksched/relevance/{i}"] = value
+        measured = self.scheduler.relevance
+        if measured is not None and measured is not self._told:
+            numbers |= {f"blocksched/relevance/{i}": value for i, value in enumerate(measured)}
+        self._told = measured
         self._counts.clear()
         return numbers
 
     def _restart(self) -> None:
         self._loss = torch.zeros((), device=self._trainer.args.device)
         self._counts: collections.Counter[str] = collections.Counter()
+        self._told: tuple[float, ...] | None = None  # the relevance that was last logged
 
     def _close(self) -> None:
         if self.scheduler is not None:
