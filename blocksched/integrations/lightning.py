@@ -1,0 +1,251 @@
+"""Lightning: a callback that runs a BlockScheduler in the Trainer's loop."""
+
+import collections
+import importlib.util
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from blocksched.blocks import find_blocks
+from blocksched.scheduler import BlockScheduler
+from blocksched.schedules.base import Schedule
+
+if TYPE_CHECKING or importlib.util.find_spec("lightning"):
+    from lightning.pytorch import Callback, LightningModule
+else:
+    from pytorch_lightning import Callback, LightningModule
+
+_COMPILED = (
+    "is compiled as a whole, which makes a graph per boundary and can leave thawed blocks without "
+    "gradients: leave it plain and call blocksched.compile_blocks, which compiles each block"
+)
+
+
+class BlockScheduling(Callback):
+    """Decides before every optimizer step which blocks of the LightningModule train.
+
+    The run is as long as the Trainer says: max_time is a time budget, else max_steps and max_epochs
+    give the number of steps. The loss of a step is the sum over its micro-batches of what
+    training_step returned, divided by accumulate_grad_batches, as in the update; a step that
+    training_step skipped by returning None counts as a loss that is not finite. Checkpoints hold
+    the schedule's state and fit(ckpt_path=...) goes on from it; without a saved state the schedule
+    starts anew and has the steps that the Trainer has left. After fit the model is as it was found.
+
+    Every log_every_n_steps the loggers get blocksched/active (blocks trained, mean since the last
+    line), blocksched/boundary (index of the first active block in the last step),
+    blocksched/probes (since the last line) and, after a probe, blocksched/relevance/0 and so on.
+
+    Own callbacks that save checkpoints come after this one in the list; ModelCheckpoint always
+    does.
+
+    Args:
+        schedule: FullUpdate, StaticSuffix, DynamicSuffix or anything that follows
+            blocksched.schedules.Schedule.
+        blocks, stem: where find_blocks has to be told, see there; names are the LightningModule's
+            ("model.layers").
+
+    Attributes:
+        scheduler: the BlockScheduler while training, else None.
+
+    Raises:
+        ValueError: by fit, for what cannot be scheduled: several devices, manual optimization, a
+            model compiled as a whole, a callback that freezes too, no or two horizons, and what
+            BlockScheduler refuses.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule[Any],
+        *,
+        blocks: str | Sequence[nn.Module] | None = None,
+        stem: Sequence[str | nn.Module | nn.Parameter] | None = None,
+    ) -> None:
+        self.schedule = schedule
+        self.scheduler: BlockScheduler | None = None
+        self._blocks, self._stem = blocks, stem
+        self._saved: dict[str, Any] = {}
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._step = 0  # the Trainer's, up to which the schedule has seen the losses
+        self._loss: Tensor | None = None
+
+    @override
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            _check_trainer(trainer)
+            _check_module(pl_module)
+            self._saved = {}
+
+    @override
+    def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        _refuse_compiled(pl_module, find_blocks(pl_module, self._blocks, self._stem).names[0])
+        total_steps, time_budget_s = _horizon(trainer, self._saved.get("steps", 0))
+        self.scheduler = BlockScheduler(
+            pl_module,
+            trainer.optimizers,
+            self.schedule,
+            total_steps=total_steps,
+            time_budget_s=time_budget_s,
+            blocks=self._blocks,
+            stem=self._stem,
+        )
+        if self._saved:
+            self.scheduler.load_state_dict(self._saved)
+        self._counts.clear()
+        self._step = trainer.global_step
+        self._loss = None
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert self.scheduler is not None
+        # Lightning calls training_step instead of forward, by which the scheduler tells a step that
+        # a GradScaler skipped from a forgotten one.
+        self.scheduler._forwards.count += 1
+
+    @override
+    def on_before_zero_grad(
+        self, trainer: Any, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._loss = None  # the gradients start anew, and so does what they add up to
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert self.scheduler is not None
+        if outputs:
+            loss = outputs["loss"]
+            self._loss = loss if self._loss is None else self._loss + loss
+        if trainer.global_step == self._step:
+            return  # more micro-batches to come
+        self._step = trainer.global_step
+        plan = self.scheduler.plan
+        self._counts.update(steps=1, active=len(plan.active), probes=plan.probe)
+        self.scheduler.step(math.nan if self._loss is None else self._loss)
+        every = trainer.log_every_n_steps
+        if every and self._step % every == 0:
+            numbers = self._numbers(plan.active[0])
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step=self._step - 1)  # as Lightning numbers its own
+
+    @override
+    def on_train_end(self, trainer: Any, pl_module: LightningModule) -> None:
+        self._close()
+
+    @override
+    def on_exception(
+        self, trainer: Any, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.scheduler is not None and trainer.global_step != self._step:
+            raise RuntimeError(
+                "a checkpoint is saved between the update of a step and BlockScheduling, which has "
+                "not seen its loss yet: list BlockScheduling before the callback that saves"
+            )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._saved if self.scheduler is None else self.scheduler.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict
+
+    def _numbers(self, boundary: int) -> dict[str, float]:
+        assert self.scheduler is not None
+        numbers = {
+            "blocksched/active": self._counts["active"] / self._counts["steps"],
+            "blocksched/boundary": boundary,
+            "blocksched/probes": self._counts["probes"],
+        }
+        if self._counts["probes"] and self.scheduler.relevance is not None:
+            for i, value in enumerate(self.scheduler.relevance):
+                numbers[f"blocksched/relevance/{i}"] = value
+        self._counts.clear()
+        return numbers
+
+    def _close(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.close()
+            self._saved = self.scheduler.state_dict()
+            self.scheduler = None
+
+
+def _horizon(trainer: Any, steps: int) -> tuple[int | None, float | None]:
+    """The steps or the seconds of a schedule that has taken `steps` steps."""
+    timers = [callback for callback in trainer.callbacks if hasattr(callback, "time_remaining")]
+    budgets = [t.time_elapsed() + t.time_remaining() for t in timers if t.time_remaining()]
+    total = trainer.estimated_stepping_batches
+    endless = total == -1 or math.isinf(total)
+    if not endless and budgets:
+        raise ValueError(
+            "a run has one horizon, and this Trainer has a time limit and a number of steps: leave "
+            "out max_time, or pass max_epochs=-1 and no max_steps"
+        )
+    if budgets:
+        return None, budgets[0]
+    if endless:
+        raise ValueError(
+            "a run needs a horizon: pass max_steps, max_time or (where the data has a length) "
+            "max_epochs to the Trainer"
+        )
+    varying = any(hasattr(c, "get_accumulate_grad_batches") for c in trainer.callbacks)
+    if varying and trainer.max_epochs != -1:
+        raise ValueError(
+            "GradientAccumulationScheduler makes the number of steps in max_epochs unknown: pass "
+            "max_steps and max_epochs=-1 to the Trainer"
+        )
+    return int(total) - trainer.global_step + steps, None
+
+
+def _check_trainer(trainer: Any) -> None:
+    strategy = getattr(trainer.strategy, "strategy_name", type(trainer.strategy).__name__)
+    if strategy != "single_device":
+        raise ValueError(
+            f"BlockScheduling drives one device so far, got strategy {strategy} on "
+            f"{trainer.world_size}: DDP and FSDP are set up while everything trains, and wait for "
+            "gradients that frozen blocks do not give; pass devices=1 and no strategy"
+        )
+    for callback in trainer.callbacks:
+        if hasattr(callback, "freeze_before_training"):  # BaseFinetuning
+            raise ValueError(
+                f"{type(callback).__name__} freezes and thaws parameters too, and BlockScheduling "
+                "would not know of it: use one of them"
+            )
+
+
+def _check_module(module: LightningModule) -> None:
+    name = type(module).__name__
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{name} optimizes by hand (automatic_optimization=False), so that no callback knows "
+            "the loss of an update: build blocksched.BlockScheduler in its on_train_start, and "
+            "call scheduler.step(loss) after its optimizers have stepped"
+        )
+    if module._compiler_ctx is not None:
+        raise ValueError(f"{name} {_COMPILED}")
+
+
+def _refuse_compiled(module: LightningModule, block: str) -> None:
+    """Refuse a compiled module around the block of this name; compiled blocks are fine."""
+    parents = block.split(".")[:-1]
+    for end in range(len(parents) + 1):
+        name = ".".join(parents[:end])
+        around = module.get_submodule(name)
+        if hasattr(around, "_orig_mod") or getattr(around, "_compiled_call_impl", None) is not None:
+            raise ValueError(f"{name or type(module).__name__} {_COMPILED}")
