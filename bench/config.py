@@ -50,8 +50,9 @@ class Config:
     backend: str = choice(
         "auto",
         "eager: torch's own layers and AdamW; fused: blocksched's; auto: full_update eager, the "
-        "rest fused, and full_update+fused beside them",
-        ("auto", "eager", "fused"),
+        "rest fused, and full_update+fused beside them; compile: as auto, what is fused compiled "
+        "block by block",
+        ("auto", "eager", "fused", "compile"),
     )
     lr_decay: str = choice(
         "auto",
@@ -135,14 +136,14 @@ class Config:
 
         Raises UserError if the kernels are asked for and are not there.
         """
-        if self.backend == "fused" and not can_fuse:
+        if self.backend in ("fused", "compile") and not can_fuse:
             raise UserError(
-                "--backend fused needs blocksched's extension for this device, which was not "
-                "built: python -m blocksched says why, --backend eager does without"
+                f"--backend {self.backend} needs blocksched's extension for this device, which was "
+                "not built: python -m blocksched says why, --backend eager does without"
             )
         if self.backend == "fused":
             return dict.fromkeys(self.names, True)
-        fused = self.backend == "auto" and can_fuse
+        fused = self.backend != "eager" and can_fuse
         arms: dict[str, bool] = {}
         for name in self.names:
             eager = base_name(name) == "full_update"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.config import Config
 from bench.tasks.parts import Stack, Task
-from bench.train import optimizer
+from bench.train import model_of, optimizer
 from blocksched import BlockScheduler, StaticSuffix
 
 _PARTS = ("stem and prefix", "suffix", "head", "update")
@@ -30,7 +30,7 @@ class Expected:
         self.anchors = sorted({max(1, round(n * share)) for share in (0.25, 0.5, 0.75, 1.0)})
         self._task, self._n, self.fused = task, n, fused
         self._parts: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
-        self._model: Stack = task.model(fused)
+        self._model: Stack = model_of(task, config, fused)
         self._optimizer = optimizer(self._model, config, fused)
         self._batch = task.batch(0)
         self.rounds = -1  # the first only warms up

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from bench.config import Config
-from bench.tasks.parts import Task
-from blocksched import AdamW, BlockScheduler
+from bench.tasks.parts import Stack, Task
+from blocksched import AdamW, BlockScheduler, compile_blocks
 from blocksched.schedules import DynamicSuffix, Reading, Schedule
 from blocksched.schedules.trace import DynamicTrace
 
@@ -22,6 +22,14 @@ class StepRecord(NamedTuple):
     loss: float
     active: int
     probe: bool
+
+
+def model_of(task: Task, config: Config, fused: bool) -> Stack:
+    """A model at the task's start; --backend compile compiles the blocks of those fused."""
+    model = task.model(fused)
+    if fused and config.backend == "compile":
+        compile_blocks(model, "blocks")
+    return model
 
 
 def optimizer(model: nn.Module, config: Config, fused: bool) -> torch.optim.Optimizer:
@@ -61,7 +69,7 @@ class Arm:
         self.val_trace: list[dict[str, float]] = []
         self.peak_bytes = 0
         self._task, self._config = task, config
-        self._model = task.model(fused)
+        self._model = model_of(task, config, fused)
         self._optimizer = optimizer(self._model, config, fused)
         self._clock = StepClock()
         self._scheduler = BlockScheduler(
