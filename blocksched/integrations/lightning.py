@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from blocksched.blocks import find_blocks
 from blocksched.scheduler import BlockScheduler
 from blocksched.schedules.base import Schedule
 
@@ -18,11 +17,6 @@ if TYPE_CHECKING or importlib.util.find_spec("lightning"):
     from lightning.pytorch import Callback, LightningModule
 else:
     from pytorch_lightning import Callback, LightningModule
-
-_COMPILED = (
-    "is compiled as a whole, which makes a graph per boundary and can leave thawed blocks without "
-    "gradients: leave it plain and call blocksched.compile_blocks, which compiles each block"
-)
 
 
 class BlockScheduling(Callback):
@@ -81,7 +75,6 @@ class BlockScheduling(Callback):
 
     @override
     def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        _refuse_compiled(pl_module, find_blocks(pl_module, self._blocks, self._stem).names[0])
         total_steps, time_budget_s = _horizon(trainer, self._saved.get("steps", 0))
         self.scheduler = BlockScheduler(
             pl_module,
@@ -238,14 +231,8 @@ def _check_module(module: LightningModule) -> None:
             "call scheduler.step(loss) after its optimizers have stepped"
         )
     if module._compiler_ctx is not None:
-        raise ValueError(f"{name} {_COMPILED}")
-
-
-def _refuse_compiled(module: LightningModule, block: str) -> None:
-    """Refuse a compiled module around the block of this name; compiled blocks are fine."""
-    parents = block.split(".")[:-1]
-    for end in range(len(parents) + 1):
-        name = ".".join(parents[:end])
-        around = module.get_submodule(name)
-        if hasattr(around, "_orig_mod") or getattr(around, "_compiled_call_impl", None) is not None:
-            raise ValueError(f"{name or type(module).__name__} {_COMPILED}")
+        raise ValueError(
+            f"{name} is compiled as a whole, which makes a graph per boundary and can leave thawed "
+            "blocks without gradients: pass it plain, after blocksched.compile_blocks, which "
+            "compiles each block"
+        )

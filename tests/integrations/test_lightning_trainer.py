@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import (
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from blocksched import BlockScheduler, FullUpdate, StaticSuffix
+from blocksched import BlockScheduler, FullUpdate, StaticSuffix, compile_blocks
 from blocksched.integrations.lightning import BlockScheduling
 from tests.integrations.test_lightning import (
     MOVING,
@@ -176,6 +176,7 @@ def test_the_learning_rate_finder_runs_without_the_schedule(tiny, story, tmp_pat
     assert len(story) == 20
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_a_model_compiled_as_a_whole_is_refused_and_compiled_blocks_are_not(tiny):
     whole, inner, in_place, blocks = (Module(tiny()) for _ in range(4))
     inner.model = torch.compile(inner.model, backend="eager")
@@ -183,8 +184,7 @@ def test_a_model_compiled_as_a_whole_is_refused_and_compiled_blocks_are_not(tiny
     for module in (torch.compile(whole, backend="eager"), inner, in_place):
         with pytest.raises(ValueError, match=r"compiled as a whole.*blocksched\.compile_blocks"):
             trainer(BlockScheduling(MOVING)).fit(module, loader())
-    for block in blocks.model.blocks:
-        block.compile(backend="eager")
+    compile_blocks(blocks, backend="eager")
     blocks.model.head.compile(backend="eager")
     trainer(BlockScheduling(MOVING), max_steps=3).fit(blocks, loader())
 
