@@ -60,7 +60,7 @@ def trainer(gpt2: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
             "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False,
         }  # fmt: skip
         return (kind or transformers.Trainer)(
-            model=model if model is not None else gpt2(),
+            model=model if model is not None or "model_init" in (init or {}) else gpt2(),
             args=transformers.TrainingArguments(**{**defaults, **arguments}),
             train_dataset=_batches(1, 20),
             eval_dataset=_batches(2, 4),
