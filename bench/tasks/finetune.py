@@ -108,12 +108,12 @@ def _pretrain(config: Config, device: torch.device, corpus: Corpus) -> dict[str,
 
 
 def _path(config: Config, device: torch.device, corpus: Corpus) -> Path:
-    """Named by all that decides what the file holds, the code included."""
+    """Named by all that decides what the file holds, the model's code included."""
     names = ("dmodel", "n_layers", "n_heads", "hidden_mult", "batch_size", "seq_len", "dtype")
     recipe = {name: getattr(config, name) for name in (*names, "pretrain_steps", "pretrain_lr")}
     recipe |= {"corpus": corpus.sha256, "torch": torch.__version__, "device": device.type}
     digest = hashlib.sha256(json.dumps(recipe).encode())
-    for file in (__file__, parts.__file__, text.__file__, train.__file__):
+    for file in (__file__, parts.__file__, text.__file__):
         digest.update(Path(file).read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "blocksched" / f"pretrained-{digest.hexdigest()[:16]}.pt"
