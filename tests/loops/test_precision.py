@@ -15,8 +15,7 @@ OPTIMIZERS = {
 }
 CLIPS = {
     "none": None,
-    "norm": lambda p: clip_grad_norm_(p, 0.05),
-    "norm foreach": lambda p: clip_grad_norm_(p, 0.05, foreach=True, error_if_nonfinite=True),
+    "norm": lambda p: clip_grad_norm_(p, 0.05, error_if_nonfinite=True),
     "value": lambda p: clip_grad_value_(p, 0.002),
 }
 
