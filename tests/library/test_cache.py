@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import blocksched.cache
-from blocksched import BlockScheduler, DynamicSuffix, PrefixCache, StaticSuffix
+from blocksched import BlockScheduler, DynamicSuffix, PrefixCache, StaticSuffix, compile_blocks
 from blocksched.schedules.base import Plan
 
 ROOM = 1 << 20
@@ -301,3 +301,14 @@ def test_under_activation_checkpointing(tiny, reentrant):
 def test_a_limit_that_is_none_is_refused():
     with pytest.raises(ValueError, match="limit_bytes must be > 0, got 0"):
         PrefixCache(0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
+def test_of_compiled_blocks(tiny):
+    runs = []
+    for cache in (PrefixCache(ROOM), None):
+        model = tiny()
+        compile_blocks(model, backend="eager")
+        runs.append(run(model, Boundaries(at=(1, 1, 1, 3)), 9, cache))
+        assert cache is None or cache.hits == 6
+    assert runs[0] == runs[1]
