@@ -205,9 +205,10 @@ def _check(trainer: Trainer) -> None:
             "and can leave thawed blocks without gradients: leave it out and call "
             "blocksched.compile_blocks(model), which compiles each block"
         )
-    how: Any = args.activation_checkpointing_kwargs or {}
-    if args.activation_checkpointing and how.get("use_reentrant"):
-        raise ValueError(
-            "reentrant activation checkpointing carries the graph around frozen blocks: pass "
-            'activation_checkpointing_kwargs={"use_reentrant": False}'
-        )
+    for name in ("activation_checkpointing", "gradient_checkpointing"):  # the same, new and old
+        how = getattr(args, f"{name}_kwargs", None) or {}
+        if getattr(args, name, False) and how.get("use_reentrant"):
+            raise ValueError(
+                "reentrant activation checkpointing carries the graph around frozen blocks: pass "
+                f'{name}_kwargs={{"use_reentrant": False}}'
+            )

@@ -176,19 +176,19 @@ def test_numbers_are_logged_beside_the_loss_and_nowhere_else(trainer, seen):
         def on_log(self, _args, _state, _control, logs, **_):
             self.heard.append(dict(logs))
 
-    trained = trainer(logging_steps=4, eval_strategy="steps", eval_steps=6)
+    trained = trainer(logging_steps=2, eval_strategy="steps", eval_steps=6)
     attach(trained, MOVING)
     trained.add_callback(Reporter())
     trained.train()
     lines = [line for line in trained.state.log_history if "loss" in line]
     plain = [line for line in trained.state.log_history if "loss" not in line]
-    assert len(lines) == 3
+    assert len(lines) == 6
     assert len(plain) == 3  # two evaluations and the summary
     assert not [key for line in plain for key in line if key.startswith("blocksched")]
     plans = [plan for plan, _ in seen]
     for i, line in enumerate(lines):
-        part = plans[4 * i : 4 * i + 4]
-        assert line["blocksched/active"] == sum(len(plan.active) for plan in part) / 4
+        part = plans[2 * i : 2 * i + 2]
+        assert line["blocksched/active"] == sum(len(plan.active) for plan in part) / 2
         assert line["blocksched/boundary"] == part[-1].active[0]
         assert line["blocksched/probes"] == sum(plan.probe for plan in part)
         measured = [f"blocksched/relevance/{b}" in line for b in range(4)]

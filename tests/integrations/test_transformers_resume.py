@@ -58,7 +58,6 @@ def run(trainer, gpt2, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {},
         {"gradient_accumulation_steps": 3, "restore_callback_states_from_checkpoint": True},
         {"fused": True, "bf16": True},
     ],
