@@ -69,6 +69,11 @@ class _Run:
         self.scheduler: BlockScheduler | None = None
         self._restart()
 
+    def _restart(self) -> None:
+        self._loss = torch.zeros((), device=self._trainer.args.device)
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._told: tuple[float, ...] | None = None  # the relevance that was last logged
+
     def training_step(self, inner: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch. Its loss is scaled for accumulation, and Trainer's log is the sum."""
         loss = inner(*args, **kwargs)
@@ -135,11 +140,6 @@ class _Run:
         self._told = measured
         self._counts.clear()
         return numbers
-
-    def _restart(self) -> None:
-        self._loss = torch.zeros((), device=self._trainer.args.device)
-        self._counts: collections.Counter[str] = collections.Counter()
-        self._told: tuple[float, ...] | None = None  # the relevance that was last logged
 
     def _close(self) -> None:
         if self.scheduler is not None:

@@ -202,3 +202,16 @@ def test_a_second_schedule_is_refused(trainer):
     attach(each, FullUpdate())
     with pytest.raises(ValueError, match="has a schedule already"):
         attach(each, FullUpdate())
+
+
+def test_blocks_and_stem_are_handed_on(trainer):
+    each = trainer(max_steps=2)
+    each.add_callback(moves := Moves())
+    attach(each, StaticSuffix(active=2), blocks=list(each.model.transformer.h)[2:])
+    each.train()
+    assert moves.steps == [[0, 1, 2, 3]] * 2  # the lower two are the stem, which trains with these
+    for argument in ({"blocks": "transformer.no"}, {"stem": ["transformer.no"]}):
+        each = trainer()
+        attach(each, FullUpdate(), **argument)
+        with pytest.raises(ValueError, match=r"names 'transformer\.no'"):
+            each.train()
