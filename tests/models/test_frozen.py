@@ -61,6 +61,22 @@ def test_backward_of_a_suffix_touches_no_module_of_prefix_or_stem(case, schedule
     assert scheduled != any(output.grad_fn in touched for output in outputs)
 
 
+def test_the_prefix_runs_without_a_graph(case):
+    model = case.make()
+    freeze(case, model)
+    traced = []
+    for block in model.get_submodule(case.blocks)[:-1]:
+        for module in block.modules():
+            module.register_forward_hook(
+                lambda _m, _a, out: traced.append(
+                    any(t.requires_grad for t in tree_leaves(out) if torch.is_tensor(t))
+                )
+            )
+    case.loss_at(model, 0)
+    assert traced
+    assert not any(traced)
+
+
 def test_a_copy_of_a_frozen_model_trains_as_the_plain_one(case):
     model, plain = case.make(), case.make()
     freeze(case, model)
@@ -132,8 +148,8 @@ def test_reentrant_checkpointing_is_refused_before_the_update(cases, name):
     optimizer = adamw(model)
     schedule(case, model, optimizer, bs.StaticSuffix(active=1))
     before = copy.deepcopy(model.state_dict())
+    case.loss_at(model, 0).backward()
     with pytest.raises(RuntimeError, match=r"use_reentrant=False"):
-        case.loss_at(model, 0).backward()
         optimizer.step()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
