@@ -28,8 +28,8 @@ class Loop:
     def __init__(self, *, tied: bool, active: int) -> None:
         torch.manual_seed(0)
         config = GPT2Config(
-            vocab_size=4096, bos_token_id=None, eos_token_id=None, n_positions=128, n_embd=128, n_layer=_BLOCKS, n_head=4,
-            tie_word_embeddings=tied, use_cache=False,
+            vocab_size=4096, bos_token_id=None, eos_token_id=None, n_positions=128,
+            n_embd=128, n_layer=_BLOCKS, n_head=4, tie_word_embeddings=tied, use_cache=False,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         )  # fmt: skip
         self._model = GPT2LMHeadModel(config)

@@ -17,7 +17,7 @@ SCHEDULES = {
     "static": StaticSuffix(active=2),
     "dynamic": DynamicSuffix(
         min_active=1, warmup_steps=2, probe_every=3, refresh_every=0, freeze_start_frac=0.2,
-        relevance_threshold=0.6, adapt_budget=True, require_stable=True, stability_window=2,
+        relevance_threshold=0.6, adapt_budget=True, require_stable=True, stability_window=3,
         stability_rel_change=9.0, stability_cv=9.0, final_full_frac=0.25, ema_decay=0.5,
         final_recovery_mode="staged", final_recovery_stage1=2, final_recovery_stage2=3,
     ),
