@@ -50,7 +50,7 @@ def attach(
     for name in ("training_step", "log", "train"):
         _wrap(trainer, name, getattr(run, name))
     # restore_callback_states_from_checkpoint puts type(callback)() in the callback's place.
-    bound = type(_Callback.__name__, (_Callback,), {"run": run})
+    bound = type(BlockScheduleCallback.__name__, (BlockScheduleCallback,), {"run": run})
     trainer.add_callback(bound())
 
 
@@ -107,7 +107,6 @@ class _Run:
             )
         assert trainer.optimizer is not None
         saved = _saved(trainer.state)
-        self._restart()
         self.scheduler = BlockScheduler(
             trainer.model,
             trainer.optimizer,
@@ -145,9 +144,10 @@ class _Run:
         if self.scheduler is not None:
             self.scheduler.close()
             self.scheduler = None
+        self._restart()
 
 
-class _Callback(TrainerCallback, ExportableState):
+class BlockScheduleCallback(TrainerCallback, ExportableState):
     """Trainer's events, and the schedule's state in its checkpoints."""
 
     run: _Run
@@ -172,13 +172,13 @@ def _saved(state: TrainerState) -> dict[str, Any] | None:
     if state.global_step == 0:
         return None
     held: Any = state.stateful_callbacks
-    if _Callback.__name__ not in held:
+    if BlockScheduleCallback.__name__ not in held:
         raise ValueError(
             f"the checkpoint of step {state.global_step} was saved without a schedule, so a "
             "schedule cannot go on from it: start a new run from its weights, or resume without "
             "attach"
         )
-    saved: dict[str, Any] = held[_Callback.__name__]["attributes"]["saved"]
+    saved: dict[str, Any] = held[BlockScheduleCallback.__name__]["attributes"]["saved"]
     return saved
 
 
@@ -190,7 +190,8 @@ def _wrap(trainer: Trainer, name: str, around: Callable[..., Any]) -> None:
 
 def _check(trainer: Trainer) -> None:
     args = trainer.args
-    if any(isinstance(callback, _Callback) for callback in trainer.callback_handler.callbacks):
+    callbacks = trainer.callback_handler.callbacks
+    if any(isinstance(each, BlockScheduleCallback) for each in callbacks):
         raise ValueError("this trainer has a schedule already: attach one, to a new trainer")
     devices = max(args.world_size, args.n_gpu)
     if devices > 1:

@@ -127,10 +127,12 @@ def test_training_that_fails_leaves_the_model_as_it_was_found(trainer):
                 raise KeyError("data")
             return super().training_step(*args, **kwargs)
 
-    each = trainer(kind=Fails)
+    each = trainer(kind=Fails, logging_steps=2)
     attach(each, StaticSuffix(active=1))
     with pytest.raises(KeyError):
         each.train()
+    each.log({"loss": 1.0})
+    assert list(each.state.log_history[-1]) == ["loss", "epoch", "step"]
     assert all(p.requires_grad for p in each.model.parameters())
     assert not any(m._forward_pre_hooks for m in each.model.modules())
 
