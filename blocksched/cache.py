@@ -108,8 +108,6 @@ class PrefixCache:
         if entry is not None and entry.versions != versions[: len(entry.versions)]:
             self._forget()
             entry = None
-        if entry is not None and entry.boundary > self._boundary:
-            entry = None
         self.hits += entry is not None
         self.misses += entry is None
         self._pass = _Pass(self, prefix, key, versions, entry)
