@@ -1,7 +1,9 @@
-"""Two claims about step times, measured in interleaved rounds: `python bench/steps.py [ROUNDS]`.
+"""Three claims about step times, measured in interleaved rounds: `python bench/steps.py [ROUNDS]`.
 
 1. A suffix step takes what its parts take: whole steps over the sum of the parts measured apart.
 2. A scheduler with nothing to decide costs nothing one notices: a loop with it over the bare loop.
+3. Where a batch returns, PrefixCache makes a suffix step faster: full update over it, beside the
+   rules of thumb, 3 / (3 - 2f) and with the cache 1 / (1 - f), of a share f of blocks frozen.
 
 At preset `small` on a CPU, at the experiment's size on CUDA.
 """
@@ -18,7 +20,7 @@ import torch
 from bench.config import resolve, resolve_device
 from bench.expected import Expected
 from bench.tasks.text import TextTask
-from blocksched import BlockScheduler, FullUpdate
+from blocksched import BlockScheduler, FullUpdate, PrefixCache, StaticSuffix
 
 _TURNS = 6  # timed steps with and without the scheduler in a round
 
@@ -59,8 +61,44 @@ class Loop:
         return (time.perf_counter() - start) * 1e3
 
 
+class Suffix(Loop):
+    """A loop of one batch in which the top `k` blocks train."""
+
+    def __init__(self, task: TextTask, k: int, cache: PrefixCache | None = None) -> None:
+        super().__init__(task)
+        self.scheduler = BlockScheduler(
+            self._model, self._optimizer, StaticSuffix(active=k), total_steps=1 << 40, cache=cache
+        )
+
+    def step_ms(self) -> float:
+        """The median of a few steps, the first left out."""
+        return statistics.median([self._step_ms(self.scheduler) for _ in range(_TURNS + 1)][1:])
+
+
+def cached(task: TextTask, n_blocks: int, rounds: int) -> None:
+    """Measure and print the third claim."""
+    ks = [k for k in (n_blocks // 4, n_blocks // 2, 3 * n_blocks // 4) if k > 0]
+    full = Suffix(task, n_blocks)
+    caches = {k: PrefixCache(1 << 32) for k in ks}
+    loops = {k: (Suffix(task, k), Suffix(task, k, caches[k])) for k in ks}
+    gains: dict[int, list[tuple[float, float]]] = {k: [] for k in ks}
+    for _ in range(rounds):
+        whole = full.step_ms()
+        for k, (plain, kept) in loops.items():
+            gains[k].append((whole / plain.step_ms(), whole / kept.step_ms()))
+    for k, pairs in gains.items():
+        plain, kept = (statistics.median(each) for each in zip(*pairs, strict=True))
+        f = 1 - k / n_blocks
+        print(
+            f"k={k:<2} full update / suffix step        {plain:.2f} (rule {3 / (3 - 2 * f):.2f}), "
+            f"with PrefixCache {kept:.2f} (rule {1 / (1 - f):.2f})"
+        )
+        if caches[k].off is not None:
+            print(f"     PrefixCache turned itself off: {caches[k].off}")
+
+
 def main(rounds: int) -> None:
-    """Measure and print both claims."""
+    """Measure and print the claims."""
     config = resolve({})
     task = TextTask(config, resolve_device(config.device))
     expected = Expected(task, config, fused=False)
@@ -83,6 +121,7 @@ def main(rounds: int) -> None:
     )
     call, step = statistics.median(loop.calls_ms), statistics.median(bare)
     print(f"scheduler.step alone               {call * 1e3:.0f} us, {call / step:.3%} of a step")
+    cached(task, config.n_layers, rounds)
 
 
 if __name__ == "__main__":
