@@ -200,7 +200,6 @@ class _Pass:
         self._blanks = [] if entry is None else list(entry.blanks)
         self._last = len(prefix) - 1
         self._reached = 0
-        self._inputs: list[Tensor] = []  # of block 0
         self._unfit: str | None = None
         self._random = _random_state(cache.device)
         self._start = 0.0
@@ -222,18 +221,14 @@ class _Pass:
 
     def _look(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> None:
         """Before anything is detached: is this block what it is given a function of the batch?"""
-        tensors = _tensors((args, kwargs))
-        if i == 0:
-            self._inputs = tensors
-        known = set(map(id, self._inputs))
         inner = (module for module in block.modules() if module is not block)
         if not all(isinstance(leaf, (Tensor, *_PLAIN)) for leaf in _leaves((args, kwargs))):
             self._unfit = (
                 "a block is given an object that it may change: pass use_cache=False to a model of "
                 "Hugging Face's"
             )
-        elif i > 0 and any(t.requires_grad and id(t) not in known for t in tensors):
-            self._unfit = "something trainable acts between the blocks of the prefix"
+        elif any(t.requires_grad for t in _tensors((args, kwargs))):
+            self._unfit = "something trainable feeds the prefix or acts between its blocks"
         elif i != self._reached:
             self._unfit = "the blocks of the prefix do not run one after the other, once each"
         elif any(module._forward_hooks or module._forward_pre_hooks for module in inner):
