@@ -93,8 +93,8 @@ class PrefixCache:
         self._forget()
 
     def enter(self, args: Any, kwargs: Any) -> None:
-        """Before a forward in training."""
-        if self.off is not None or self._boundary == 0:
+        """Before a forward in training. Without grad mode nothing says what is trainable."""
+        if self.off is not None or self._boundary == 0 or not torch.is_grad_enabled():
             return
         start = self.now()
         prefix = self._blocks.modules[: self._boundary]
@@ -369,8 +369,8 @@ def _fingerprint(value: Any, device: torch.device) -> bytes | None:
     """128 bits of everything in `value` and how it is computed; None if that cannot be told."""
     leaves, structure = pytree.tree_flatten(value, is_leaf=_is_leaf)
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((structure, torch.get_autocast_dtype(device.type))).encode())
-    digest.update(repr((torch.is_autocast_enabled(device.type), torch.is_grad_enabled())).encode())
+    autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+    digest.update(repr((structure, autocast)).encode())
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
             digest.update(repr((leaf.dtype, leaf.shape, leaf.device)).encode())

@@ -157,12 +157,13 @@ def test_what_does_not_fit_is_computed(tiny):
     assert (cache.misses, cache.hits) == (3 + 3, 6)
 
 
-def test_evaluation_goes_past_it(tiny):
+@pytest.mark.parametrize("training", [False, True])
+def test_evaluation_goes_past_it(tiny, training):
     model, cache, outputs = tiny(), PrefixCache(ROOM), []
     counted = Counted(model)
 
     def evaluate(_step):
-        model.eval()
+        model.train(training)
         with torch.no_grad():
             outputs.append(model.loss(0))
         model.train()
