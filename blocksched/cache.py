@@ -31,7 +31,8 @@ class PrefixCache:
     A batch is known again if all that the model is called with is the same to the bit: epochs over
     fixed batches. Then the blocks of the prefix are not run, and the first active one gets the
     bits that they would have computed. What was kept is dropped once a weight or buffer that it
-    came from changes, so a probe or a full update empties it. Where the bits cannot be promised,
+    came from changes (but for a write through .data, which torch does not count either), so a
+    probe or a full update empties it. Where the bits cannot be promised,
     or looking up takes longer than the prefix, it turns itself off: see `off`.
 
     Call the model itself, in training mode. Only the next block may use what a frozen block gives:

@@ -334,3 +334,48 @@ def test_of_compiled_blocks(tiny):
         runs.append(run(model, Boundaries(at=(1, 1, 1, 3)), 9, cache))
         assert cache is None or cache.hits == 6
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((torch.ones(2, 3), {}), (torch.ones(3, 2), {})),
+        ((torch.ones(4), {}), (torch.ones(4).view(torch.int32), {})),
+        ((torch.ones(4), {"scale": 2.0}), (torch.ones(4), {"scale": 3.0})),
+        ((torch.ones(4), {"a": 1}), (torch.ones(4), {"b": 1})),
+    ],
+)
+def test_calls_that_differ_in_anything_are_other_batches(one, other):
+    device = torch.device("cpu")
+    prints = [blocksched.cache._fingerprint(call, device) for call in (one, other, one)]
+    assert prints[0] == prints[2] != prints[1]
+    with torch.autocast("cpu"):
+        assert blocksched.cache._fingerprint(one, device) != prints[0]
+    assert blocksched.cache._fingerprint((*one, object()), device) is None
+
+
+def test_copies_carry_no_live_cache(tiny):
+    model, cache = tiny(), PrefixCache(ROOM)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    BlockScheduler(model, optimizer, StaticSuffix(active=2), total_steps=5, cache=cache)
+    twin = copy.deepcopy(model)
+    owners = [getattr(hook, "__self__", None) for hook in twin._forward_pre_hooks.values()]
+    doors = [owner for owner in owners if isinstance(owner, blocksched.cache._Door)]
+    assert [door._cache for door in doors] == [None]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_weight_that_is_frozen_for_good_counts_too(tiny, replaced):
+    losses = []
+    for cache in (PrefixCache(ROOM), None):
+        model = tiny()
+        weight = model.embed.weight.requires_grad_(False)
+
+        def write(step, weight=weight):
+            if step == 6 and replaced:
+                weight.data = weight + 0.5
+            elif step == 6:
+                weight.add_(0.5)
+
+        losses.append(run(model, StaticSuffix(active=2), 12, cache, write))
+    assert losses[0] == losses[1]
