@@ -1,4 +1,4 @@
-"""Processes on gloo that run functions of test files: started once, since starting takes seconds."""
+"""Processes on gloo that run functions of test files; started once, which takes seconds."""
 
 import datetime
 import importlib.util
