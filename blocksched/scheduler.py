@@ -3,17 +3,21 @@
 import collections
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from blocksched.adamw import AdamW
+from blocksched.agreement import Ranks
 from blocksched.blocks import Blocks, find_blocks
 from blocksched.cache import PrefixCache
 from blocksched.clock import Clock, WallClock
+from blocksched.finite import NotFiniteError, all_finite
 from blocksched.mechanism import Mechanism
 from blocksched.ops import block_sums
 from blocksched.relevance import relevance
@@ -41,11 +45,21 @@ class BlockScheduler:
         blocks, stem: where find_blocks has to be told, see there.
         clock: keeps `elapsed_ms`; by default the time of the work on the model's device.
         cache: skips the forward of the frozen prefix for batches that return, see PrefixCache.
+        group: the processes that train this model; by default all of an initialised
+            torch.distributed. Their readings are gathered, their clock is that of the slowest, and
+            every plan is compared before it is applied. All of them have to build a scheduler, take
+            every step and load a state together.
+        max_skipped: how many updates in a row `finite` may have left out.
+
+    Attributes:
+        ranks: the processes of `group`, None where there is only one.
+        skipped: updates that `finite` has had left out so far.
 
     Raises:
         ValueError: numbers that do not fit the model, no or two horizons, a trainable block
             parameter that no optimizer holds, LBFGS, a model that another BlockScheduler has, or
             blocks that cannot be found or taken apart.
+        DisagreementError: ranks with different schedules, horizons or blocks.
     """
 
     def __init__(
@@ -60,6 +74,8 @@ class BlockScheduler:
         stem: Sequence[str | nn.Module | nn.Parameter] | None = None,
         clock: Clock | None = None,
         cache: PrefixCache | None = None,
+        group: distributed.ProcessGroup | None = None,
+        max_skipped: int = 20,
     ) -> None:
         _check_horizon(total_steps, time_budget_s)
         several = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
@@ -95,6 +111,16 @@ class BlockScheduler:
         if cache is not None:
             cache.attach(model, self.blocks)
         self._clock: Clock = clock if clock is not None else WallClock(self._device)
+        self.skipped = 0
+        self._skipped_in_a_row, self._max_skipped = 0, max_skipped
+        self._skip = False
+        self.ranks = Ranks.find(group)
+        together = self.ranks is not None and time_budget_s is not None
+        self._agreed_ms = 0.0 if together else None  # their clock, None where each has its own
+        self._replicated = not any(isinstance(p, DTensor) for p in model.parameters())
+        if self.ranks is not None:
+            run = f"{schedule}, total_steps={total_steps}, time_budget_s={time_budget_s}"
+            self.ranks.agree(f"{run}, blocks {', '.join(self.blocks.names)}")
         self._plan = self._decide()
 
     @property
@@ -110,7 +136,8 @@ class BlockScheduler:
     @property
     def progress(self) -> Progress:
         """How far the run is."""
-        return Progress(self._steps, self._total_steps, self._clock.elapsed_ms, self._budget_ms)
+        elapsed_ms = self._clock.elapsed_ms if self._agreed_ms is None else self._agreed_ms
+        return Progress(self._steps, self._total_steps, elapsed_ms, self._budget_ms)
 
     @property
     def fraction(self) -> float:
@@ -126,6 +153,32 @@ class BlockScheduler:
         """Whether the run's steps or its time are used up."""
         return self.fraction >= 1.0
 
+    def finite(self, loss: Tensor | float) -> bool:
+        """Whether the loss and every gradient are finite, on all ranks alike; after backward.
+
+        If not, leave optimizer.step() out, on all ranks, and go on as ever. It makes the host wait
+        for the device. Under a GradScaler, which does the same by itself, it is not needed.
+
+        Raises:
+            NotFiniteError: more than `max_skipped` updates in a row were left out.
+        """
+        fine = all_finite(_gradients(self._optimizers), loss)
+        if self.ranks is not None:
+            fine = all(row[0] for row in self.ranks.gather([fine]))
+        self._skip = not fine
+        if fine:
+            self._skipped_in_a_row = 0
+            return True
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row > self._max_skipped:
+            raise NotFiniteError(
+                f"loss or gradients were not finite in {self._skipped_in_a_row} steps in a row, "
+                f"max_skipped is {self._max_skipped}: lower the learning rate, or look at the "
+                f"batches since step {self._steps + 1 - self._skipped_in_a_row}"
+            )
+        return False
+
     def step(self, loss: Tensor | float | None = None) -> None:
         """End a step and plan the next.
 
@@ -137,7 +190,9 @@ class BlockScheduler:
         Raises:
             ValueError: no loss although the schedule needs it, or not one number.
             RuntimeError: no optimizer step since the last call, the backward after a change did
-                not train exactly the active blocks, or the model was compiled as a whole.
+                not train exactly the active blocks, gradients that differ between ranks, a rank
+                that is gone, or a model compiled as a whole.
+            DisagreementError: the ranks were about to do different things.
         """
         if self._forwards.compiled:
             raise RuntimeError(f"the model {_COMPILED}")
@@ -150,16 +205,20 @@ class BlockScheduler:
             self._observe_pending(self._probe_sums())
         elif self.schedule.history and not plan.freezing:
             self._pending.append((plan, kept))
-            if not isinstance(kept, Tensor):
+            if not isinstance(kept, Tensor) and self.ranks is None:
                 self._observe_pending()
         else:
-            number = None if isinstance(kept, Tensor) else kept
+            number = None if isinstance(kept, Tensor) or self.ranks is not None else kept
             self.state = self.schedule.observe(self.state, plan, Reading(number))
         self._steps += 1
         self._stepped.clear()
         self._sums.clear()
         self._forwards.count = 0
+        self._skip = False
         self._clock.tick()
+        if self._agreed_ms is not None:
+            assert self.ranks is not None
+            self._agreed_ms = max(ms for (ms,) in self.ranks.gather([self._clock.elapsed_ms]))
         self._plan = self._decide()
 
     @contextlib.contextmanager
@@ -172,21 +231,30 @@ class BlockScheduler:
             self._clock.resume()
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler as plain numbers, JSON included; the model's and optimizer's are theirs."""
-        self._observe_pending()
+        """The scheduler as plain numbers, JSON included; the model's and optimizer's are theirs.
+
+        It asks the other ranks nothing. `pending`, the losses that no decision has needed so far,
+        are this rank's own; all else is the same on all ranks.
+        """
         return {
             "schedule": type(self.schedule).__name__,
             "numbers": dataclasses.asdict(self.schedule),  # type: ignore[call-overload]
             "state": to_plain(self.state),
             "plan": to_plain(self._plan),
             "steps": self._steps,
-            "elapsed_ms": self._clock.elapsed_ms,
+            "skipped": self.skipped,
+            "elapsed_ms": self.progress.elapsed_ms,
+            "pending": [
+                [to_plain(plan), None if loss is None else str(loss)]
+                for (plan, _), loss in zip(self._pending, self._on_host()[0], strict=True)
+            ],
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on where `saved` was, before or after the optimizer's state is loaded.
 
-        Raises ValueError if it was saved by another schedule, other numbers or another depth.
+        Raises ValueError if it was saved by another schedule, other numbers or another depth, and
+        DisagreementError if the ranks load different states.
         """
         ours = type(self.schedule).__name__, dataclasses.asdict(self.schedule)  # type: ignore[call-overload]
         theirs = saved["schedule"], saved["numbers"]
@@ -203,14 +271,18 @@ class BlockScheduler:
             )
         self.state = state
         self._steps = saved["steps"]
+        self.skipped, self._skipped_in_a_row = saved["skipped"], 0
         self._clock.elapsed_ms = saved["elapsed_ms"]
+        if self._agreed_ms is not None:
+            self._agreed_ms = saved["elapsed_ms"]
         self._pending.clear()
+        for plan, loss in saved["pending"]:
+            self._pending.append((_plan(plan), None if loss is None else float(loss)))
         self._relevance = None
         self._sums.clear()
         self._stepped.clear()
         self._forwards.count = 0
-        plan = saved["plan"]
-        self._plan = Plan(**{**plan, "active": tuple(plan["active"])})
+        self._plan = _plan(saved["plan"])
         self._apply(self._plan)
 
     def close(self) -> None:
@@ -231,6 +303,8 @@ class BlockScheduler:
         return plan
 
     def _apply(self, plan: Plan) -> None:
+        if self.ranks is not None:
+            self.ranks.agree(f"step {self._steps} does {plan} from {self.state}")
         self._mechanism.apply(plan.active)
         if self._cache is not None:
             self._cache.move(min(plan.active))
@@ -284,17 +358,58 @@ class BlockScheduler:
 
     def _observe_pending(self, sums: Tensor | None = None) -> None:
         """Hand the pending readings to the schedule, in order, after one copy to the host."""
-        losses = [loss for _, loss in self._pending if isinstance(loss, Tensor)]
-        numbers = _to_host([*losses, *([] if sums is None else [sums])])
+        if sums is None and self.ranks is not None and self._plan.probe:
+            sums = torch.full((len(self.blocks), 3), math.nan)  # all ranks give equally many
+        losses, numbers = self._on_host(sums)
+        if self.ranks is not None and losses:
+            losses, numbers = self._gathered(self.ranks, losses, numbers)
         metric = self.schedule.metric
-        for plan, loss in self._pending:
-            number = numbers.pop(0) if isinstance(loss, Tensor) else loss
+        for (plan, _), loss in zip(self._pending, losses, strict=True):
             values = None
             if plan.probe and sums is not None and metric is not None:
                 rows = [numbers[3 * b : 3 * b + 3] for b in range(len(self.blocks))]
                 values = self._relevance = tuple(relevance(rows, *metric))
-            self.state = self.schedule.observe(self.state, plan, Reading(number, values))
+            self.state = self.schedule.observe(self.state, plan, Reading(loss, values))
         self._pending.clear()
+
+    def _on_host(self, sums: Tensor | None = None) -> tuple[list[float | None], list[float]]:
+        """The pending losses and the sums."""
+        kept = [loss for _, loss in self._pending]
+        tensors = [loss for loss in kept if isinstance(loss, Tensor)]
+        numbers = _to_host([*tensors, *([] if sums is None else [sums])])
+        losses = [numbers.pop(0) if isinstance(loss, Tensor) else loss for loss in kept]
+        return losses, numbers
+
+    def _gathered(
+        self, ranks: Ranks, losses: Sequence[float | None], sums: Sequence[float]
+    ) -> tuple[list[float | None], list[float]]:
+        """Losses as the mean over the ranks, sums, of which each has its share, as the whole.
+
+        Raises RuntimeError where ranks that hold the same weights have other gradients.
+        """
+        rows = ranks.gather([*(math.nan if loss is None else loss for loss in losses), *sums])
+        count = len(losses)
+        if self._replicated:
+            self._refuse_unequal([row[count:] for row in rows])
+        totals = [sum(column) for column in zip(*rows, strict=True)]
+        means = [
+            None if loss is None else total / ranks.world
+            for loss, total in zip(losses, totals, strict=False)
+        ]
+        return means, totals[count:]
+
+    def _refuse_unequal(self, rows: Sequence[Sequence[float]]) -> None:
+        """Gradients of different batches differ by far more than rounding does."""
+        for place, column in enumerate(zip(*rows, strict=True)):
+            low, high = min(column), max(column)
+            if high - low > 1e-3 * abs(high):
+                raise RuntimeError(
+                    f"the gradients of block {place // 3} ({self.blocks.names[place // 3]}) differ "
+                    "between the ranks, so nobody reduced them: wrap the model in "
+                    "DistributedDataParallel while all of it is trainable, before BlockScheduler "
+                    "is built; where ranks hold different weights, pass group= with those that "
+                    "hold the same"
+                )
 
     def _keep(self, loss: Tensor | float | None) -> Tensor | float | None:
         if loss is None:
@@ -317,7 +432,7 @@ class BlockScheduler:
 
         A skipped step had a forward, and left gradients that are gone or not finite.
         """
-        if self._stepped:
+        if self._stepped or self._skip:
             return
         grads = [p.grad for block in self.blocks.parameters for p in block if p.grad is not None]
         skipped = self._forwards.count > 0 and not (
@@ -346,6 +461,17 @@ class _ForwardCount:
         if self.live and module.training:
             self.count += 1
             self.compiled |= torch.compiler.is_compiling()
+
+
+def _plan(plain: Mapping[str, Any]) -> Plan:
+    """The plan that to_plain wrote."""
+    return Plan(**{**plain, "active": tuple(plain["active"])})
+
+
+def _gradients(optimizers: Sequence[Optimizer]) -> list[Tensor]:
+    """Every gradient that the optimizers would use."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [p.grad for group in groups for p in group["params"] if p.grad is not None]
 
 
 def _to_host(tensors: Sequence[Tensor]) -> list[float]:

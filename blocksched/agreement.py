@@ -1,0 +1,88 @@
+"""One decision on all ranks: what they measure is gathered, what each means to do is compared."""
+
+import hashlib
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed
+
+
+# Kept as long as the group they stand for: one made anew for the same ranks can get the name of the
+# one before, and then meets that one's addresses in the store.
+_HOSTS: "weakref.WeakKeyDictionary[distributed.ProcessGroup, distributed.ProcessGroup]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class DisagreementError(RuntimeError):
+    """The ranks were about to do different things. Raised on all of them."""
+
+
+class Ranks:
+    """The processes that train one model, over a gloo group of their own.
+
+    On the host, so that a vote waits for no device, and apart from the groups that carry gradients,
+    so that a rank which does something else is never mistaken for an answer.
+
+    Attributes:
+        rank, world: this process's number and how many there are.
+        bytes: what this rank has given to the others so far.
+    """
+
+    def __init__(self, group: distributed.ProcessGroup) -> None:
+        if group not in _HOSTS:
+            _HOSTS[group] = distributed.new_group(
+                distributed.get_process_group_ranks(group),
+                backend="gloo",
+                use_local_synchronization=group is not distributed.group.WORLD,
+            )
+        self._group = _HOSTS[group]
+        self.rank = distributed.get_rank(group)
+        self.world = distributed.get_world_size(group)
+        self.bytes = 0
+
+    @classmethod
+    def find(cls, group: distributed.ProcessGroup | None = None) -> "Ranks | None":
+        """The ranks of `group`, by default of the default group; None where there is only one.
+
+        All of them have to call it.
+        """
+        if not distributed.is_available() or not distributed.is_initialized():
+            return None
+        given = group or distributed.group.WORLD
+        return cls(given) if given is not None and given.size() > 1 else None
+
+    def gather(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of all ranks, rank 0's first: the same rows, to the bit, on all of them.
+
+        All ranks have to give equally many. Raises RuntimeError if one of them is gone.
+        """
+        rows: list[list[float]] = self._gather(torch.tensor(numbers, dtype=torch.float64)).tolist()
+        return rows
+
+    def agree(self, what: str) -> None:
+        """Go on only if all ranks are about to do the same; else DisagreementError on all."""
+        digest = hashlib.sha256(what.encode()).digest()[:8]
+        votes = self._gather(torch.frombuffer(bytearray(digest), dtype=torch.int64))
+        if bool((votes == votes[0]).all()):
+            return
+        said: list[str] = [""] * self.world
+        distributed.all_gather_object(said, what, group=self._group)
+        first = next(r for r in range(self.world) if said[r] != said[0])
+        raise DisagreementError(
+            f"the ranks disagree, so training stops before they drift apart; rank 0: {said[0]}; "
+            f"rank {first}: {said[first]}: give all ranks the same model, schedule, horizon and "
+            "saved state, and let all of them take every step"
+        )
+
+    def _gather(self, mine: Tensor) -> Tensor:
+        rows = mine.new_empty(self.world, mine.numel())
+        try:
+            distributed.all_gather(list(rows), mine, group=self._group)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"rank {self.rank} lost another rank: see what stopped that one ({error})"
+            ) from error
+        self.bytes += mine.nbytes
+        return rows

@@ -1,0 +1,331 @@
+"""One decision: readings over ranks, the same plan everywhere, errors on all ranks at once."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, nn
+
+from blocksched import BlockScheduler, DynamicSuffix, StaticSuffix
+from blocksched.agreement import DisagreementError, Ranks
+from blocksched.finite import NotFiniteError
+from tests.conftest import TinyModel
+
+DYNAMIC = DynamicSuffix(
+    min_active=1, max_active=3, warmup_steps=0, probe_every=3, refresh_every=0,
+    freeze_start_step=4, require_stable=True, stability_window=2, stability_rel_change=10.0,
+    stability_cv=10.0, adapt_budget=True, final_full_frac=0.0, relevance_threshold=0.5,
+)  # fmt: skip
+
+
+def reduce(model):
+    """What DistributedDataParallel does: the mean of the gradients over the ranks."""
+    for p in model.parameters():
+        if p.grad is not None:
+            distributed.all_reduce(p.grad)
+            p.grad /= distributed.get_world_size()
+
+
+def build(schedule, **arguments):
+    torch.manual_seed(0)
+    model = TinyModel()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    arguments = arguments or {"total_steps": 40}
+    return model, optimizer, BlockScheduler(model, optimizer, schedule, **arguments)
+
+
+def one_step(model, optimizer, scheduler, batch, reduced=True):
+    """A step on this rank's own batch. Returns the loss."""
+    loss = model.loss(batch)
+    loss.backward()
+    if reduced:
+        reduce(model)
+    optimizer.step()
+    optimizer.zero_grad()
+    scheduler.step(loss.detach())
+    return loss.item()
+
+
+def walk(rank, steps):
+    """Plans and states of a run whose ranks see batches that push them apart."""
+    model, optimizer, scheduler = build(DYNAMIC)
+    told = []
+    for step in range(steps):
+        with torch.no_grad():
+            model.embed.weight.mul_(1 + 0.3 * rank)  # each rank's losses go another way
+        told.append(scheduler.plan)
+        # Ranks differ in their losses and, before they are reduced, in every gradient.
+        one_step(model, optimizer, scheduler, 100 * rank + step)
+        torch.manual_seed(step)
+        for p in model.parameters():  # the same weights again
+            distributed.broadcast(p.data, 0)
+    state = scheduler.state
+    gathered = scheduler.ranks.bytes
+    scheduler.close()
+    return told, state, gathered
+
+
+def test_ranks_with_other_data_decide_the_same(ranks):
+    (plans, state, sent), (others, other, _) = ranks(walk, 20)
+    assert plans == others
+    assert state == other
+    assert {len(plan.active) for plan in plans} >= {4}
+    assert min(len(plan.active) for plan in plans) < 4
+    # 8 bytes a vote (21 plans and the run), readings on decision steps: 12 sums and the loss on a
+    # probe, up to 4 losses while the gate is pending.
+    assert sent < 22 * 8 + 20 * 8 * 5 + 7 * 8 * 13
+
+
+def losses_of(rank):
+    """What the schedule saw, and this rank's losses."""
+    model, optimizer, scheduler = build(DYNAMIC)
+    seen = []
+    observe = scheduler.schedule.observe
+
+    class Seen(DynamicSuffix):
+        def observe(self, state, plan, reading):
+            seen.append((plan.probe, reading))
+            return observe(state, plan, reading)
+
+    scheduler.schedule = Seen(**{f: getattr(DYNAMIC, f) for f in DYNAMIC.__dataclass_fields__})
+    mine = [one_step(model, optimizer, scheduler, 10 * rank + step) for step in range(4)]
+    pending = [loss for _, loss in scheduler.state_dict()["pending"]]
+    scheduler.close()
+    return mine, [(probe, r.loss, r.relevance) for probe, r in seen], pending
+
+
+def test_readings_are_of_all_ranks(ranks):
+    (mine, seen, pending), (other, seen_there, other_pending) = ranks(losses_of)
+    assert seen == seen_there
+    means = [(a + b) / 2 for a, b in zip(mine, other, strict=True)]
+    assert [loss for _, loss, _ in seen] == pytest.approx(means[: len(seen)], rel=1e-12)
+    assert seen[0][0]
+    assert min(seen[0][2]) > 0
+    assert mine != other
+    assert [float(x) for x in pending] == mine[len(seen) :]
+    assert [float(x) for x in other_pending] == other[len(seen) :]
+
+
+def relevance_of(rank, batches):
+    """The relevance of the first probe, on these batches of this rank."""
+    model, optimizer, scheduler = build(DYNAMIC)
+    for batch in batches[rank]:
+        (model.loss(batch) / len(batches[rank])).backward()
+    if len(batches) > 1:
+        reduce(model)
+    optimizer.step()
+    scheduler.step(1.0)
+    found = scheduler.relevance
+    scheduler.close()
+    return found
+
+
+def test_relevance_is_that_of_the_joined_batch(ranks):
+    together = relevance_of(0, [[5, 6]])
+    ours, theirs = ranks(relevance_of, [[5], [6]])
+    assert ours == theirs
+    assert ours == pytest.approx(together, rel=1e-5)
+
+
+def unreduced(rank):
+    model, optimizer, scheduler = build(DYNAMIC)
+    try:
+        one_step(model, optimizer, scheduler, rank, reduced=False)
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        scheduler.close()
+
+
+def test_gradients_nobody_reduced_are_an_error_on_the_first_probe(ranks):
+    first, second = ranks(unreduced)
+    assert first == second
+    assert "block 0 (blocks.0) differ between the ranks" in first
+
+
+def told_otherwise(rank, where):
+    """The error of a rank, one of which was made to differ at `where`."""
+    try:
+        if where == "horizon":
+            build(DYNAMIC, total_steps=40 + rank)
+        elif where == "schedule":
+            build(StaticSuffix(active=1 + rank))
+        model, optimizer, scheduler = build(StaticSuffix(active=2))
+        if where == "saved":
+            saved = scheduler.state_dict()
+            saved["steps"] += rank
+            scheduler.load_state_dict(saved)
+        if rank == 1:
+            object.__setattr__(scheduler.schedule, "active", 3)
+        one_step(model, optimizer, scheduler, 0)
+    except DisagreementError as error:
+        return str(error), [p.requires_grad for p in model.parameters()] if where == "plan" else []
+
+
+@pytest.mark.parametrize("where", ["horizon", "schedule", "saved", "plan"])
+def test_disagreement_is_raised_on_all_ranks(where, ranks):
+    (first, before), (second, there) = ranks(told_otherwise, where)
+    assert first == second
+    assert first.startswith("the ranks disagree")
+    assert "rank 1: " in first
+    assert before == there  # found before the plan was applied
+
+
+def clocked(rank):
+    """Plans, fractions and clocks of a run in time mode; rank 1 is three times slower."""
+
+    class Slow:
+        elapsed_ms = 0.0
+
+        def tick(self):
+            self.elapsed_ms += 10.0 * (1 + 2 * rank)
+
+        pause = resume = tick
+
+    schedule = StaticSuffix(active=2)
+    model, optimizer, scheduler = build(schedule, time_budget_s=0.1, clock=Slow())
+    seen = []
+    while not scheduler.done:
+        seen.append((scheduler.fraction, scheduler.plan))
+        one_step(model, optimizer, scheduler, rank)
+    elapsed = scheduler.state_dict()["elapsed_ms"]
+    scheduler.close()
+    return seen, elapsed
+
+
+def test_the_clock_is_the_slowest(ranks):
+    first, second = ranks(clocked)
+    assert first == second
+    assert [fraction for fraction, _ in first[0]] == pytest.approx([0.0, 0.3, 0.6, 0.9])
+    assert first[1] == pytest.approx(120.0)
+
+
+def resumed(rank, at, steps):
+    """Losses and plans of a run saved and loaded at step `at`, each rank its own state."""
+    model, optimizer, scheduler = build(DYNAMIC)
+    told = []
+    for step in range(steps):
+        if step == at:
+            saved = scheduler.state_dict()
+            scheduler.close()
+            scheduler = BlockScheduler(model, optimizer, DYNAMIC, total_steps=40)
+            scheduler.load_state_dict(saved)
+        loss = one_step(model, optimizer, scheduler, 100 * rank + step)
+        told.append((loss, scheduler.plan, scheduler.state.loss_ema))
+    scheduler.close()
+    return told
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 6])
+def test_resume_with_losses_pending(at, ranks):
+    assert ranks(resumed, at, 10) == ranks(resumed, 99, 10)
+
+
+def faulty(rank, where, max_skipped=3):
+    """Weights that moved, skips and answers, when rank 1 has a NaN at steps 2 and 3."""
+    model, optimizer, scheduler = build(DYNAMIC, total_steps=40, max_skipped=max_skipped)
+    answers, moved = [], []
+    try:
+        for step in range(6):
+            loss = model.loss(step)
+            loss.backward()
+            if rank == 1 and step in (2, 3):
+                if where == "loss":
+                    loss = loss * math.inf
+                else:
+                    model.head.weight.grad[0, 0] = math.nan
+            before = model.head.weight.clone()
+            answers.append(scheduler.finite(loss))
+            if answers[-1]:
+                optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step(loss)
+            moved.append(not torch.equal(before, model.head.weight))
+    except NotFiniteError as error:
+        return str(error)
+    finally:
+        scheduler.close()
+    return answers, moved, scheduler.skipped
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped_everywhere(where, ranks):
+    first, second = ranks(faulty, where)
+    expected = [True, True, False, False, True, True]
+    assert first == second == (expected, expected, 2)
+
+
+def test_too_many_skips_are_an_error_everywhere(ranks):
+    first, second = ranks(faulty, "loss", 1)
+    assert first == second
+    assert "2 steps in a row, max_skipped is 1" in first
+    assert "since step 2" in first
+
+
+def one_rank(rank):
+    alone = distributed.new_group([rank], use_local_synchronization=True)
+    _, _, scheduler = build(StaticSuffix(active=2), total_steps=5, group=alone)
+    return scheduler.ranks is None
+
+
+def test_a_group_of_one_asks_nobody(ranks):
+    assert ranks(one_rank) == [True, True]
+    assert Ranks.find() is None
+
+
+LEAVES = """
+import sys
+import torch
+from torch import distributed
+from blocksched.agreement import Ranks
+
+rank = int(sys.argv[1])
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+ranks = Ranks.find()
+ranks.agree("both")
+if rank == 1 and sys.argv[3] == "leaves":
+    sys.exit("rank 1 has had enough")
+ranks.agree(f"step 7 {rank if sys.argv[3] == 'differs' else ''}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("differs", "the ranks disagree"), ("leaves", "lost another rank")]
+)
+def test_processes_end_within_seconds(how, said, tmp_path):
+    root = str(Path(__file__).resolve().parents[2])
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVES, str(rank), str(tmp_path / "store"), how],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root},
+        )
+        for rank in range(2)
+    ]
+    try:
+        spoken = [child.communicate(timeout=40)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert all(child.returncode for child in children)
+    assert said in spoken[0]
+    assert ("has had enough" if how == "leaves" else said) in spoken[1]
+
+
+def test_finite_on_one_process():
+    model, optimizer, scheduler = build(StaticSuffix(active=2), total_steps=9, max_skipped=0)
+    assert scheduler.ranks is None
+    model.loss(0).backward()
+    assert scheduler.finite(1.0)
+    assert scheduler.finite(torch.tensor(2.0))
+    model.head.weight.grad = None
+    nn.init.constant_(model.blocks[3].inner.weight.grad, math.inf)
+    with pytest.raises(NotFiniteError, match="1 steps in a row"):
+        scheduler.finite(1.0)
+    assert scheduler.skipped == 1
+    del optimizer
