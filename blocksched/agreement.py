@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
-
 # Kept as long as the group they stand for: one made anew for the same ranks can get the name of the
 # one before, and then meets that one's addresses in the store.
 _HOSTS: "weakref.WeakKeyDictionary[distributed.ProcessGroup, distributed.ProcessGroup]" = (
