@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocksched import ops
+from blocksched import ops, sharding
 
 _MOMENTS = "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master_param"
 _Member = tuple[Tensor, Tensor | None, dict[str, Tensor], int]  # the last is its place
@@ -21,6 +21,8 @@ class AdamW(torch.optim.AdamW):
     counts live with their parameter. `foreach` and `fused` choose between implementations of torch
     and change nothing here.
 
+    DTensor parameters (FSDP2) are updated where their shards lie; their state is DTensors too.
+
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, capturable: as torch.optim.AdamW;
             lr and betas may be tensors of one number, on the parameters' device if capturable.
@@ -31,7 +33,8 @@ class AdamW(torch.optim.AdamW):
         moment_dtype: torch.bfloat16 keeps the moments in 2 bytes, rounded stochastically so that
             small changes are not lost; None is float32.
         seed: of that rounding, 0 .. 2^31 - 1; random numbers follow from it, the parameter's place
-            in the groups and its step count, so a resumed run draws the same.
+            in the groups, the index within its shard and its step count, so a resumed run draws the
+            same, on as many ranks.
 
     Raises:
         ValueError: an option out of range, a back end that is not there, `differentiable`, or
@@ -102,7 +105,8 @@ class AdamW(torch.optim.AdamW):
     def measure(self) -> None:
         """Have the next step leave `block_sums`: tensor [blocks, 3] of sum |g p|, g^2 and p^2, of
         the gradients as they are used and the parameters before the update; NaN for a step that a
-        GradScaler's found_inf skipped. float32 from Triton, else float64."""
+        GradScaler's found_inf skipped; of DTensors the shards that this rank holds. float32 from
+        Triton, else float64."""
         self._measure, self.block_sums = True, None
 
     @torch.no_grad()
@@ -113,8 +117,8 @@ class AdamW(torch.optim.AdamW):
             closure: computes the loss and the gradients again; its result is returned.
 
         Raises:
-            RuntimeError: a gradient is sparse or not of its parameter's dtype, or the step is
-                captured in a CUDA graph without `capturable`.
+            RuntimeError: a gradient is sparse, not of its parameter's dtype or not sharded as it
+                is, or the step is captured in a CUDA graph without `capturable`.
         """
         self._check_capture()
         loss = None
@@ -209,6 +213,8 @@ class AdamW(torch.optim.AdamW):
                     f"a gradient must have its parameter's dtype {p.dtype}, got {grad.dtype}: "
                     "leave grad_dtype alone"
                 )
+            if sharding.is_dtensor(p):
+                sharding.check_gradient(p)
         if self.backend != "auto":
             active = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
             ops.choose(self.backend, active)
@@ -244,9 +250,7 @@ class AdamW(torch.optim.AdamW):
     ) -> Tensor:
         """Update parameters of one group on one device; returns their share of the sums."""
         params, grads, states, indices = map(list, zip(*members, strict=True))
-        beta1, beta2 = group["betas"]
-        update = ops.adamw_op if torch.compiler.is_compiling() else ops.adamw
-        return update(
+        columns = [
             params,
             grads,
             [s["exp_avg"] for s in states],
@@ -254,6 +258,14 @@ class AdamW(torch.optim.AdamW):
             [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else [],
             [s["master_param"] for s in states] if masters else [],
             [s["step"] for s in states],
+        ]
+        if any(map(sharding.is_dtensor, params)):
+            columns = [list(map(sharding.local, column)) for column in columns]
+        beta1, beta2 = group["betas"]
+        compiling = torch.compiler.is_compiling()
+        update: Callable[..., Tensor] = ops.adamw_op if compiling else ops.adamw
+        return update(
+            *columns,
             _scalar(group["lr"]),
             _scalar(beta1),
             _scalar(beta2),
@@ -276,7 +288,8 @@ class AdamW(torch.optim.AdamW):
         if not rest:
             return []
         blocks = [places[p] for p in rest]
-        return [ops.block_sums(rest, [None] * len(rest), blocks, len(self._blocks), self.backend)]
+        shards = list(map(sharding.local, rest))
+        return [ops.block_sums(shards, [None] * len(rest), blocks, len(self._blocks), self.backend)]
 
     def _from_scaler(self, name: str, device: torch.device) -> Tensor | None:
         """What a GradScaler left here for the time of this step."""

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from blocksched import sharding
 from blocksched.blocks import Blocks
 
 _GIVEN = "_blocksched_given_to_prefix"
@@ -24,11 +26,16 @@ class Mechanism:
     prefix, nothing pulls the graph through it or through the stem: what its blocks are given and
     what they return is detached, and what they were given (x0, an encoder's states, a position
     bias) also where later blocks are given the same tensor.
+
+    Args:
+        blocks: of the model.
+        sharded: the model's FSDP2 modules.
     """
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, sharded: Sequence[Any] = ()) -> None:
         _refuse_second(blocks)
         self.blocks = blocks
+        self._sharded = sharded
         self._gates = [
             _Gate(name, _buffers(block))
             for name, block in zip(blocks.names, blocks.modules, strict=True)
@@ -48,6 +55,8 @@ class Mechanism:
         _set_trainable(self.blocks.stem, 0 in chosen)
         if chosen == self._active:
             return
+        for module in self._sharded:  # what a forward left gathered would train as before
+            module.reshard()
         self._refuse_strangers(chosen)
         self._active = chosen
         self._unwatch()
@@ -61,9 +70,10 @@ class Mechanism:
                 parameter.grad = None
         self._watch = _Watch(self.blocks, chosen, self._gates)
 
-    def check(self, some: Sequence[int]) -> None:
-        """Before an update of the blocks `some`: raise RuntimeError if one that is frozen, or the
-        frozen stem, has a gradient, or if the watched backward did not train one that is active."""
+    def check(self, some: Sequence[int], optimizer: Optimizer | None = None) -> None:
+        """Before `optimizer` updates the blocks `some`: raise RuntimeError if one that is frozen,
+        or the frozen stem, has a gradient, or if the watched backward did not train one that is
+        active. Where nothing went backward, nothing is said."""
         if self._active is not None and 0 not in self._active:
             _refuse_gradients("the stem", self.blocks.stem)
         for i in some:
@@ -71,13 +81,13 @@ class Mechanism:
                 name = f"block {i} ({self.blocks.names[i]})"
                 _refuse_gradients(name, self.blocks.parameters[i])
         if self._watch is not None:
-            self._watch.check(some)
+            self._watch.check(some, optimizer)
 
     def check_all(self) -> None:
-        """At the end of a watched step: the same for all blocks; ends the watch if one ran."""
+        """At the end of a watched step: the same for all blocks; ends the watch if they trained."""
         if self._watch is not None:
             self.check(range(len(self.blocks)))
-            if self._watch.ran:
+            if self._watch.ran and self._watch.heard:
                 self._unwatch()
 
     def close(self) -> None:
@@ -178,16 +188,22 @@ class _Gate:
 
 
 class _Watch:
-    """Observes the first backward after a change."""
+    """Observes the first backward after a change.
+
+    Attributes:
+        heard: whether anything got a gradient since the change.
+    """
 
     def __init__(self, blocks: Blocks, active: frozenset[int], gates: Sequence[_Gate]) -> None:
         self._blocks, self._active, self._gates = blocks, active, gates
         self._got = [False] * len(blocks)
-        self._handles = [
-            parameter.register_hook(self._note(i))  # before an optimizer stepped in backward
-            for i in active
-            for parameter in blocks.parameters[i]
+        self.heard = False
+        watched: list[tuple[int | None, nn.Parameter]] = [
+            (i, parameter) for i in active for parameter in blocks.parameters[i]
         ]
+        around = [*blocks.head, *(blocks.stem if 0 in active else ())]
+        watched += [(None, parameter) for parameter in around if parameter.requires_grad]
+        self._handles = [_on_gradient(parameter, self._note(i)) for i, parameter in watched]
         self._order = [_Order(name, gates[0]) for name, _ in blocks.stem_modules]
         if 0 not in active:
             for order, (_, module) in zip(self._order, blocks.stem_modules, strict=True):
@@ -198,17 +214,20 @@ class _Watch:
         """Whether blocks ran since the change."""
         return any(gate.ran for gate in self._gates)
 
-    def check(self, some: Iterable[int]) -> None:
-        """Raise RuntimeError if one of `some` is active and ran but got no gradient."""
+    def check(self, some: Iterable[int], optimizer: Optimizer | None) -> None:
+        """Raise RuntimeError if one of `some` is active and ran but got no gradient, although
+        something else did or the optimizer holds one."""
         for order in self._order:
             if order.after and not order.before:
                 raise RuntimeError(
                     f"{order.name} is registered before the blocks but runs after them, so it "
                     "would be frozen with the stem: pass stem= with what runs before block 0"
                 )
+        if not (self.heard or (optimizer is not None and _has_gradients(optimizer))):
+            return
         for i in some:
-            parameters = self._blocks.parameters[i]
-            if i in self._active and parameters and self._gates[i].ran and not self._got[i]:
+            ran = i in self._active and self._gates[i].ran
+            if ran and self._blocks.parameters[i] and not self._trained(i):
                 raise RuntimeError(
                     f"block {i} ({self._blocks.names[i]}) is active and ran but got no gradient: "
                     "look for a detach or no_grad after it, for whole-model torch.compile (compile "
@@ -219,9 +238,16 @@ class _Watch:
         for handle in self._handles:
             handle.remove()
 
-    def _note(self, i: int) -> Callable[[Tensor], None]:
+    def _trained(self, i: int) -> bool:
+        """Of a DTensor the gradient counts too: an optimizer's hook may be called before ours."""
+        sharded = filter(sharding.is_dtensor, self._blocks.parameters[i])
+        return self._got[i] or any(parameter.grad is not None for parameter in sharded)
+
+    def _note(self, i: int | None) -> Callable[[Tensor], None]:
         def note(grad: Tensor | None) -> None:
-            self._got[i] |= grad is not None
+            self.heard |= grad is not None
+            if i is not None:
+                self._got[i] |= grad is not None
             for order in self._order:
                 order.first = None  # only the first forward tells: in the next, all come after
 
@@ -245,6 +271,21 @@ class _Order:
             self.after = True
         else:
             self.before = True
+
+
+def _on_gradient(parameter: nn.Parameter, note: Callable[[Tensor], None]) -> RemovableHandle:
+    """Have `note` called when a gradient comes: of a DTensor after FSDP2 has assigned it, which
+    calls no other hooks, else before an optimizer that is stepped in backward."""
+    after = sharding.is_dtensor(parameter)
+    register: Callable[..., RemovableHandle] = (
+        parameter.register_post_accumulate_grad_hook if after else parameter.register_hook
+    )
+    return register(note)
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    groups = optimizer.param_groups
+    return any(parameter.grad is not None for group in groups for parameter in group["params"])
 
 
 def _set_trainable(parameters: Sequence[nn.Parameter], trainable: bool) -> None:
