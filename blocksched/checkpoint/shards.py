@@ -1,0 +1,149 @@
+"""Tensors of which every rank holds a part (DTensor), through torch.distributed.checkpoint.
+
+They go by flat names of our own. torch's get_optimizer_state_dict would leave out the moments of
+frozen parameters on load (pytorch#192202), and takes an optimizer step to find out what there is.
+"""
+
+import copy
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from blocksched.checkpoint.folders import FREE, CheckpointError
+
+FOLDER = "shards"
+
+
+def take_out(value: Any) -> tuple[Any, dict[str, DTensor]]:
+    """`value` with an empty tensor on the meta device in the place of each DTensor, and those.
+
+    They are named by the keys that lead to them, joined by slashes.
+    """
+    taken: dict[str, DTensor] = {}
+
+    def take(name: str, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, DTensor):
+            return tensor
+        taken[name] = tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+    return _map(take, value), taken
+
+
+def put_back(value: Any, folder: Path, like: Mapping[str, Tensor], group: Any) -> Any:
+    """What `take_out` was given, from the shards in `folder`; all ranks of `group` call it.
+
+    `like` holds, by the beginning of a name, the parameter after which a tensor is sharded.
+    """
+    missing: dict[str, Tensor] = {}
+
+    def target(name: str, tensor: Tensor) -> Tensor:
+        if tensor.is_meta:
+            tensor = missing[name] = torch.zeros_like(owner(name, like), dtype=tensor.dtype)
+        return tensor
+
+    value = _map(target, value)
+    if missing:
+        try:
+            load(missing, storage_reader=_Reader(folder), process_group=group)
+        except CheckpointException as error:  # not an Exception
+            raise CheckpointError(f"{folder} must be read by all ranks: {_why(error)}") from error
+    return value
+
+
+def owner(name: str, like: Mapping[str, Tensor]) -> Tensor:
+    """The parameter that the tensor `name` belongs to: "optimizers/0/state/3/exp_avg" to
+    "optimizers/0/state/3", "model/x" to itself."""
+    parts = name.split("/")
+    return like[name if parts[0] == "model" else "/".join(parts[:4])]
+
+
+def write(taken: Mapping[str, DTensor], folder: Path, group: Any) -> None:
+    """Write this rank's shards; all ranks of `group` call it, and it fails on all or none."""
+    try:
+        writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=False)
+        save(dict(taken), storage_writer=writer, process_group=group)
+    except CheckpointException as error:
+        raise CheckpointError(f"{folder} must {FREE}: {_why(error)}") from error
+
+
+def _why(error: CheckpointException) -> str:
+    return "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())
+
+
+def written(folder: Path, rank: int) -> list[Path]:
+    """The files that `write` wrote on this rank."""
+    return [*folder.glob(f"__{rank}_*"), *(folder.glob(".metadata") if rank == 0 else [])]
+
+
+def reads(name: str, rank: int) -> bool:
+    """Whether `rank` reads the file to verify it: of the shards it is those it wrote."""
+    return not name.startswith(f"{FOLDER}/__") or name.startswith(f"{FOLDER}/__{rank}_")
+
+
+class _Reader(FileSystemReader):
+    """Reads `.metadata`, a pickle, as what it has to be and nothing else."""
+
+    def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
+        path = Path(self.path) / ".metadata"
+        with path.open("rb") as file:
+            metadata: Metadata = _Unpickler(file).load()
+        tensors = metadata.state_dict_metadata.values()
+        if not all(isinstance(tensor, TensorStorageMetadata) for tensor in tensors):
+            raise CheckpointError(  # torch would unpickle it, whatever it is
+                f"{path} must speak of tensors only, so blocksched did not write it: load another"
+            )
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _PLAIN or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            return super().find_class(module, name)
+        raise CheckpointError(
+            f".metadata must hold plain descriptions of tensors, asks for {module}.{name}, so "
+            "blocksched did not write it: load another"
+        )
+
+
+_METADATA = "torch.distributed.checkpoint.metadata"
+_PLAIN = {
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    (_METADATA, "ChunkStorageMetadata"),
+    (_METADATA, "Metadata"),
+    (_METADATA, "MetadataIndex"),
+    (_METADATA, "StorageMeta"),
+    (_METADATA, "TensorProperties"),
+    (_METADATA, "TensorStorageMetadata"),
+    (_METADATA, "_MEM_FORMAT_ENCODING"),
+}
+
+
+def _map(change: Callable[[str, Tensor], Tensor], value: Any, name: str = "") -> Any:
+    """`value` with `change` done to every tensor in nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return change(name, value)
+    if isinstance(value, dict):
+        changed = copy.copy(value)  # an OrderedDict of a module's state has attributes
+        for key in value:
+            changed[key] = _map(change, value[key], f"{name}/{key}" if name else str(key))
+        return changed
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map(change, v, f"{name}/{i}") for i, v in enumerate(value))
+    return value
