@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from blocksched import sharding
 from blocksched.adamw import AdamW
 from blocksched.agreement import Ranks
 from blocksched.blocks import Blocks, find_blocks
@@ -78,19 +78,28 @@ class BlockScheduler:
         max_skipped: int = 20,
     ) -> None:
         _check_horizon(total_steps, time_budget_s)
+        sharding.refuse(model, optimizer)
+        sharded = sharding.warm_up(model)
+        if sharded and cache is not None:
+            raise ValueError(
+                "a rank that has a batch in its cache would not gather the weights of the prefix "
+                "with the others: leave out cache= under fully_shard"
+            )
         several = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
         optimizers = [_unwrapped(each) for each in several]
         self.schedule = schedule
         self.blocks: Blocks = find_blocks(model, blocks, stem)
         _refuse_compiled(model, self.blocks)
         self.state = schedule.init(len(self.blocks))
-        self._shares = _shares(self.blocks, optimizers)
-        self._held = [[b for b, part in enumerate(share) if part] for share in self._shares]
+        shares = _shares(self.blocks, optimizers)
+        self._held = [[b for b, part in enumerate(share) if part] for share in shares]
         self._optimizers = optimizers
-        self._mechanism = Mechanism(self.blocks)
-        for own, share in zip(optimizers, self._shares, strict=True):
+        self.ranks = Ranks.find(group)
+        self._copies, self._rows = _rows(shares, 1 if self.ranks is None else self.ranks.world)
+        self._mechanism = Mechanism(self.blocks, sharded)
+        for own, rows in zip(optimizers, self._rows, strict=True):
             if isinstance(own, AdamW):
-                own.set_blocks(share, self.blocks.stem)
+                own.set_blocks(rows, self.blocks.stem)
         self._device = next(p.device for p in model.parameters())
         self._total_steps = total_steps
         self._budget_ms = None if time_budget_s is None else time_budget_s * 1e3
@@ -114,10 +123,9 @@ class BlockScheduler:
         self.skipped = 0
         self._skipped_in_a_row, self._max_skipped = 0, max_skipped
         self._skip = False
-        self.ranks = Ranks.find(group)
         together = self.ranks is not None and time_budget_s is not None
         self._agreed_ms = 0.0 if together else None  # their clock, None where each has its own
-        self._replicated = not any(isinstance(p, DTensor) for p in model.parameters())
+        self._replicated = not any(map(sharding.is_dtensor, model.parameters()))
         if self.ranks is not None:
             run = f"{schedule}, total_steps={total_steps}, time_budget_s={time_budget_s}"
             self.ranks.agree(f"{run}, blocks {', '.join(self.blocks.names)}")
@@ -329,7 +337,7 @@ class BlockScheduler:
 
     def _measure(self, i: int, optimizer: Optimizer) -> None:
         """Sums of the blocks' shares in optimizer `i`, before its first update of this step."""
-        self._mechanism.check(self._held[i])
+        self._mechanism.check(self._held[i], optimizer)
         self._in_backward |= torch._C._current_graph_task_id() != -1
         if i not in self._stepped:
             self._stepped.add(i)
@@ -338,23 +346,25 @@ class BlockScheduler:
             if isinstance(optimizer, AdamW):
                 optimizer.measure()
             else:
-                self._sums[i] = _unscaled(_sums(self._shares[i]), optimizer)
+                self._sums[i] = _unscaled(_sums(self._rows[i]), optimizer)
 
     def _probe_sums(self) -> Tensor | None:
-        """Sums of all blocks, None if a part was not measured: its update was skipped.
+        """This rank's share of the sums of all blocks, which over the ranks add up to the whole.
 
-        Optimizers that gradient hooks step are not skipped: those left out had no gradient.
+        None if a part was not measured: its update was skipped. Optimizers that gradient hooks step
+        are not skipped: those left out had no gradient.
         """
         parts = []
         for i, own in enumerate(self._optimizers):
             if self._held[i]:
                 part = own.block_sums if isinstance(own, AdamW) else self._sums.get(i)
                 if i not in self._stepped:
-                    part = _sums(self._shares[i]) if self._in_backward else None
+                    part = _sums(self._rows[i]) if self._in_backward else None
                 if part is None:
                     return None
                 parts.append(part.to(self._device, torch.float64))
-        return torch.stack(parts).sum(0)
+        sums, kinds = torch.stack(parts).sum(0), len(self._copies)
+        return torch.stack([sums[k::kinds] / c for k, c in enumerate(self._copies)]).sum(0)
 
     def _observe_pending(self, sums: Tensor | None = None) -> None:
         """Hand the pending readings to the schedule, in order, after one copy to the host."""
@@ -434,7 +444,8 @@ class BlockScheduler:
         """
         if self._stepped or self._skip:
             return
-        grads = [p.grad for block in self.blocks.parameters for p in block if p.grad is not None]
+        block_grads = [p.grad for block in self.blocks.parameters for p in block]
+        grads = [sharding.local(grad) for grad in block_grads if grad is not None]
         skipped = self._forwards.count > 0 and not (
             grads and all(bool(torch.isfinite(g).all()) for g in grads)
         )
@@ -483,11 +494,14 @@ def _to_host(tensors: Sequence[Tensor]) -> list[float]:
     return torch.cat(flat).tolist()
 
 
-def _sums(share: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Sums of each block's parameters and their gradients, [blocks, 3]."""
-    numbered = [(p, b) for b, block in enumerate(share) for p in block]
-    params = [p for p, _ in numbered]
-    return block_sums(params, [p.grad for p in params], [b for _, b in numbered], len(share))
+def _sums(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Sums of the parameters and gradients of each row, [rows, 3]; of DTensors, this rank's."""
+    numbered = [(p, row) for row, part in enumerate(rows) for p in part]
+    for p, _ in numbered:
+        sharding.check_gradient(p)
+    params = [sharding.local(p) for p, _ in numbered]
+    grads = [sharding.local(p.grad) for p, _ in numbered]
+    return block_sums(params, grads, [row for _, row in numbered], len(rows))
 
 
 def _unscaled(sums: Tensor, optimizer: Optimizer) -> Tensor:
@@ -530,6 +544,23 @@ def _shares(blocks: Blocks, optimizers: Sequence[Optimizer]) -> list[list[list[n
                 )
             shares[holder[id(parameter)]][b].append(parameter)
     return shares
+
+
+def _rows(
+    shares: Sequence[Sequence[Sequence[nn.Parameter]]], world: int
+) -> tuple[list[int], list[list[list[nn.Parameter]]]]:
+    """Each block's parameters apart by how many of `world` ranks hold a copy of them.
+
+    Returns those numbers, and for each optimizer a row a block and number, in this order: what a
+    rank measures in a row counts for as many ranks.
+    """
+    copies = {id(p): sharding.copies(p, world) for share in shares for part in share for p in part}
+    kinds = sorted(set(copies.values())) or [world]
+    rows = [
+        [[p for p in part if copies[id(p)] == kind] for part in share for kind in kinds]
+        for share in shares
+    ]
+    return kinds, rows
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:
