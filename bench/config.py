@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, get_args, get_type_hints
 
@@ -70,6 +71,24 @@ class Config:
     )
     out: str = text("results", "folder of the result file")
     json_out: str = text("", "the result file itself, instead of a new one in --out")
+    resume: str = text(
+        "", "folder of this run's checkpoints: go on from the newest, if there is one, and add more"
+    )
+    checkpoint_every: int = number(
+        200, "--resume: steps between checkpoints, those of all schedules counted", ge=1
+    )
+    allow_previous: bool = text(
+        False, "--resume: where the newest checkpoint is damaged, take an older one"
+    )
+    max_skipped: int = number(
+        20,
+        "a schedule ends, without a result, after more than so many steps in a row whose loss or "
+        "gradients are not finite; their updates are left out",
+        ge=0,
+    )
+    preflight: bool = text(
+        False, "first take a full step on a copy and say what memory it takes and what is free"
+    )
 
     device: str = text("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = choice(
@@ -194,7 +213,8 @@ FINETUNE: dict[str, Any] = {"steps": 120}
 
 _NEW = {"task", "data", "schedules", "preset", "backend", "lr_decay", "interleave",
         "time_budget_ms", "accept_loss", "out", "json_out", "n_heads", "pretrain_steps",
-        "pretrain_lr"}  # fmt: skip
+        "pretrain_lr", "resume", "checkpoint_every", "allow_previous", "max_skipped",
+        "preflight"}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -262,16 +282,25 @@ def from_experiment(given: Sequence[str]) -> bool:
 def resolve_device(name: str) -> torch.device:
     """The torch device called `name`. Raises UserError if this machine lacks it."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
+    local = os.environ.get("LOCAL_RANK")
+    if local is not None and device.type == "cuda":
+        if device.index is not None:
+            raise UserError(
+                f"--device must not number the GPU under torchrun, got {name}: say cuda, each "
+                "process takes its own"
+            )
+        device = torch.device("cuda", int(local))
     here = 1 if device.type == "cpu" else torch.cuda.device_count()
     if device.type not in ("cpu", "cuda") or (device.index or 0) >= here:
         raise UserError(
             f"--device must be auto, cpu, cuda or cuda:N of a GPU that is here "
-            f"({torch.cuda.device_count()} found), got {name}: choose one of these"
+            f"({torch.cuda.device_count()} found), got {name if local is None else device}: choose "
+            "one of these"
         )
     return device
 
@@ -293,6 +322,8 @@ def _check_together(config: Config) -> None:
             f"--dyn-loss-lower must not exceed --dyn-loss-upper, got {config.dyn_loss_lower} > "
             f"{config.dyn_loss_upper}: lower the first or raise the second"
         )
+    if config.allow_previous and not config.resume:
+        raise UserError("--allow-previous is about checkpoints: add --resume with their folder")
     if config.time_budget_ms is not None and not config.equal_time_budget:
         raise UserError("--time-budget-ms needs --equal-time-budget: add it, or drop the budget")
     alone = config.equal_time_budget and "full_update" not in names

@@ -2,7 +2,8 @@
 
 Expected time of a step whose suffix has k of n blocks: stem and prefix forward without a graph,
 forward and backward of the suffix, head and loss, update of the active share. Each part is timed on
-a model of its own in rounds spread over the run, beside whole steps; medians are compared.
+a model of its own in rounds spread over the run, beside whole steps; medians are compared. Of
+several processes each does so by itself, on its share of a batch, without communication.
 """
 
 import collections
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from bench.config import Config
+from bench.processes import alone
 from bench.tasks.parts import Stack, Task
 from bench.train import model_of, optimizer
 from blocksched import BlockScheduler, StaticSuffix
+from blocksched.finite import all_finite
 
 _PARTS = ("stem and prefix", "suffix", "head", "update")
 
@@ -33,6 +36,7 @@ class Expected:
         self._model: Stack = model_of(task, config, fused)
         self._optimizer = optimizer(self._model, config, fused)
         self._batch = task.batch(0)
+        self._group = alone()
         self.rounds = -1  # the first only warms up
         self._now: dict[tuple[str, int], float] = {}
         self.round()
@@ -47,6 +51,7 @@ class Expected:
                 StaticSuffix(active=k),
                 total_steps=1 << 40,
                 blocks="blocks",
+                group=self._group,
             )
             for _ in range(2):  # the second, on memory and caches that the first has warmed, counts
                 self._apart(k)
@@ -83,13 +88,25 @@ class Expected:
             found.setdefault(name, {})[k] = self._median(name, k)
         return found
 
+    def state(self) -> dict[str, Any]:
+        """What was measured so far, as plain values."""
+        parts = [[name, k, times] for (name, k), times in self._parts.items()]
+        return {"rounds": self.rounds, "parts": parts}
+
+    def load_state(self, saved: dict[str, Any]) -> None:
+        """Go on where `saved` was."""
+        self.rounds = saved["rounds"]
+        self._parts.clear()
+        self._parts.update({(name, k): times for name, k, times in saved["parts"]})
+
     def _whole_step(self, scheduler: BlockScheduler, k: int) -> None:
         inputs, targets = self._batch
 
         def step() -> None:
             loss = self._task.loss(self._task.forward(self._model, inputs), targets)
             loss.backward()
-            self._optimizer.step()
+            if scheduler.finite(loss):
+                self._optimizer.step()
             self._optimizer.zero_grad()
             scheduler.step(loss.item())
 
@@ -134,7 +151,8 @@ class Expected:
         self._timed("head", k, head)
 
         def update() -> None:
-            self._optimizer.step()
+            if all_finite([p.grad for p in model.parameters() if p.grad is not None], 0.0):
+                self._optimizer.step()
             self._optimizer.zero_grad()
 
         self._timed("update", k, update)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from bench.config import FUSED, Config, UserError
 from bench.expected import Expected
@@ -38,13 +39,14 @@ def document(
     if flags["time_budget_ms"] is None:
         del flags["time_budget_ms"]
     started = [arm for arm in arms if arm.steps]
-    full = {arm.name: arm for arm in started if arm.name in ("full_update", FUSED)}
+    names = "full_update", FUSED
+    full = {arm.name: arm for arm in started if arm.name in names and arm.failure is None}
     return {
         "script": "bench/run.py",
         "timestamp_utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "status": status,
         "config": flags,
-        "system": system(task.device),
+        "system": system(task.device) | _processes(),
         "task": task.info,
         "results": [_row(arm, full, config, expected) for arm in started],
         "traces": {arm.name: _trace(arm) for arm in started},
@@ -125,28 +127,32 @@ def time_to_loss_ms(val_trace: Sequence[Mapping[str, Any]], target: float) -> fl
 def _row(
     arm: Arm, full: Mapping[str, Arm], config: Config, expected: Expected | None
 ) -> dict[str, Any]:
+    sound = arm.failure is None  # what failed has no figures that could be taken for a result
     times = counted_ms(arm, config)
-    mean_ms = statistics.fmean(times)
+    mean_ms = statistics.fmean(times) if sound else None
     full_ms = {name: statistics.fmean(counted_ms(full[name], config)) for name in full}
     baseline, fused = full_ms.get("full_update"), full_ms.get(FUSED) if arm.fused else None
     rival = full.get(FUSED if arm.fused and FUSED in full else "full_update")
     active = [step.active for step in arm.steps]
-    expected_ms, over = _against_expected(arm, config, expected)
+    expected_ms, over = _against_expected(arm, config, expected if sound else None)
+    shared = arm.scheduler.ranks is not None
     return {
         "schedule": arm.name,
         "fused": arm.fused,
         "steps_executed": len(arm.steps),
+        "skipped_steps": arm.scheduler.skipped,  # their updates were left out
+        "failure": arm.failure,
         "elapsed_ms": sum(step.ms for step in arm.steps),
-        "final_val_loss": arm.val_trace[-1]["val_loss"] if arm.finished else None,
+        "final_val_loss": arm.val_trace[-1]["val_loss"] if arm.finished and sound else None,
         "train_loss_start": arm.steps[0].loss,
-        "train_loss_end": arm.steps[-1].loss,
+        "train_loss_end": arm.steps[-1].loss if sound else None,
         "mean_step_ms": mean_ms,
-        "p50_step_ms": quantile(times, 0.5),
-        "p90_step_ms": quantile(times, 0.9),
-        "speedup_vs_full": baseline and baseline / mean_ms,
+        "p50_step_ms": quantile(times, 0.5) if sound else None,
+        "p90_step_ms": quantile(times, 0.9) if sound else None,
+        "speedup_vs_full": baseline and mean_ms and baseline / mean_ms,
         # Its two factors: the kernels alone, and the schedule on top of them.
-        "speedup_kernels": baseline and fused and baseline / fused,
-        "speedup_schedule": fused and fused / mean_ms,
+        "speedup_kernels": baseline and mean_ms and fused and baseline / fused,
+        "speedup_schedule": fused and mean_ms and fused / mean_ms,
         "active_layers_mean": statistics.fmean(active),
         "active_layers_min": min(active),
         "active_layers_max": max(active),
@@ -157,9 +163,17 @@ def _row(
         "measured_over_expected": over,
         # The loss of the full_update that runs on the same kernels.
         "time_to_full_loss_ms": time_to_loss_ms(arm.val_trace, rival.val_trace[-1]["val_loss"])
-        if rival is not None and rival.finished
+        if sound and rival is not None and rival.finished
         else None,
+        # What a process gave to the others: gradients to all-reduce, numbers to be agreed on.
+        "gradient_bytes_per_step": _mean_of(arm, "gradient_bytes") if shared else None,
+        "agreement_bytes_per_step": _mean_of(arm, "agreement_bytes") if shared else None,
+        "weights_sha256": arm.weights_sha256,  # at the end; None on a clock, which decides too
     }
+
+
+def _mean_of(arm: Arm, field: str) -> float:
+    return statistics.fmean(getattr(step, field) for step in arm.steps)
 
 
 def _against_expected(
@@ -185,6 +199,7 @@ def _trace(arm: Arm) -> dict[str, Any]:
         "step_times_ms": [step.ms for step in arm.steps],
         "train_losses": [step.loss for step in arm.steps],
         "active_layers_hist": [step.active for step in arm.steps],
+        "gradient_bytes": [step.gradient_bytes for step in arm.steps],
         "dynamic_trace": arm.dynamic_trace,
         "val_trace": arm.val_trace,
     }
@@ -198,6 +213,15 @@ def system(device: torch.device) -> dict[str, Any]:
         "torch_version": torch.__version__,
         "python_version": platform.python_version(),
         "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def _processes() -> dict[str, Any]:
+    if not distributed.is_initialized():
+        return {"processes": 1, "process_backend": None}
+    return {
+        "processes": distributed.get_world_size(),
+        "process_backend": distributed.get_backend(),
     }
 
 

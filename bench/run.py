@@ -1,12 +1,12 @@
 """Train under several schedules and compare them: `python bench/run.py --help`.
 
-Exit status: 0 done; 1 a replay differs; 2 bad input; 130 and 143 interrupted (Ctrl-C, SIGTERM).
+Exit status: 0 done; 1 a replay differs; 2 bad input, or a file that cannot be written; 3 done, but
+a schedule has no result, its numbers not being finite; 130 and 143 interrupted (Ctrl-C, SIGTERM).
 """
 
 import dataclasses
 import json
 import signal
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,48 +14,50 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 from bench.config import Config, UserError, from_experiment, parser, resolve, resolve_device
-from bench.expected import Expected
-from bench.live import Live
-from bench.results import document, output_path, write
+from bench.processes import Processes, Share, only_rank_0_speaks
+from bench.results import output_path
+from bench.runner import Run, Terminated
 from bench.table import table
 from bench.tasks.finetune import FinetuneTask
 from bench.tasks.parts import Task
 from bench.tasks.teacher import TeacherTask
 from bench.tasks.text import TextTask
-from bench.train import Arm
-from bench.verdict import verdict
+from bench.verdict import faults, verdict
 from blocksched.extension import why_not
 from blocksched.ops import backend_of
-from blocksched.schedules import FullUpdate, Schedule
+from blocksched.schedules import Schedule
 from blocksched.schedules.flags import from_flags
 from blocksched.schedules.replay import replay
 
 TASKS = {"text": TextTask, "finetune": FinetuneTask, "teacher": TeacherTask}
-GROUP = 5  # steps a schedule advances at a time when interleaved
 _COMPILED = (
     "full_update in eager torch; all others on blocksched's kernels, each block by torch.compile:"
 )
 _SHOWN = 5  # differences of a replay that are printed
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark, or a replay, and return the exit status."""
-    given = {k: v for k, v in vars(parser().parse_args(argv)).items() if v is not None}
-    try:
-        if "replay" in given:
-            return replay_files(given["replay"])
-        config = resolve(given)
-        if "task" not in given and from_experiment(list(given)):
-            print("The task is text; the original experiment's is --task teacher.")
-        return benchmark(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with only_rank_0_speaks():
+        given = {k: v for k, v in vars(parser().parse_args(argv)).items() if v is not None}
+        try:
+            if "replay" in given:
+                return replay_files(given["replay"])
+            config = resolve(given)
+            if "task" not in given and from_experiment(list(given)):
+                print("The task is text; the original experiment's is --task teacher.")
+            device = resolve_device(config.device)
+            processes = Processes(device)
+            try:
+                return benchmark(config, device, processes)
+            finally:
+                processes.stop()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
 
 
 def replay_files(names: Sequence[str]) -> int:
@@ -81,116 +83,39 @@ def replay_files(names: Sequence[str]) -> int:
     return int(differ)
 
 
-def benchmark(config: Config) -> int:
+def benchmark(config: Config, device: torch.device, processes: Processes) -> int:
     """Run every schedule, print the table and the verdict, write the result file."""
-    device = resolve_device(config.device)
     can_fuse = backend_of("mlp", device.type) != "eager"
-    schedules = _schedules(config, config.arms(can_fuse))
-    task: Task = TASKS[config.task](config, device)
-    path = output_path(config)
-    _greet(config, task)
+    arms = config.arms(can_fuse)
+    schedules = _schedules(config, arms)
+
+    def prepare() -> tuple[Task, Path]:
+        task: Task = Share(TASKS[config.task](config, device), processes, config.batch_size)
+        return task, output_path(config)
+
+    task, path = processes.together(prepare)
+    _greet(config, task, processes)
     if config.backend == "auto" and not can_fuse:
         print(f"All in eager torch: {why_not()}.")
-    run = Run(config, task, schedules, path)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    run = Run(config, task, schedules, path, processes)
+    previous = signal.signal(signal.SIGTERM, run.termination)
     try:
         run.all()
     except KeyboardInterrupt as interrupt:
         run.save("interrupted")
-        print(f"\nInterrupted; what was measured is in {path}", file=sys.stderr)
+        again = "; the same command goes on" if run.termination.gentle else ""
+        print(f"\nInterrupted; what was measured is in {path}{again}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, previous)
-    result = run.save("complete")
+    result = run.save_together("complete")
     print()
     if config.backend == "compile":
         print(_COMPILED)
     print("\n".join(table(result["results"], task.device.type == "cpu")))
     print("\n" + run.efficiency_line())
-    print("\n".join(["", *verdict(result), "", f"Result file: {path}"]))
-    return 0
-
-
-class Run:
-    """The schedules of one run, in turn or interleaved."""
-
-    def __init__(
-        self,
-        config: Config,
-        task: Task,
-        schedules: dict[str, tuple[Schedule[Any], bool]],
-        path: Path,
-    ) -> None:
-        self.config, self.task, self.schedules, self.path = config, task, schedules, path
-        self.arms: list[Arm] = []
-        self.expected: Expected | None = None
-        self.budget_ms: float | None = None
-        self._live = Live()
-        self._validations = 0
-
-    def all(self) -> None:
-        """Run everything; the result file is renewed whenever a schedule ends."""
-        config = self.config
-        fused = any(fused for _, fused in self.schedules.values())
-        # Its first round also compiles, before any clock starts, every graph that steps run.
-        self.expected = Expected(self.task, config, fused)
-        if config.budget_known:
-            self.budget_ms = config.time_budget_ms or self._measured_budget_ms()
-            print(f"Every schedule gets {self.budget_ms / 1e3:.1f} s of step time.\n")
-        if config.interleave:
-            self.arms = [self._arm(name) for name in self.schedules]
-            while running := [arm for arm in self.arms if not arm.finished]:
-                self._advance(min(running, key=lambda arm: arm.elapsed_ms), GROUP)
-            return
-        names = list(self.schedules)
-        if config.equal_time_budget and not config.budget_known:
-            names.sort(key=lambda name: name != "full_update")
-        for name in names:
-            arm = self._arm(name)
-            self.arms.append(arm)
-            while not arm.finished:
-                self._advance(arm, GROUP)
-            if name == "full_update" and config.equal_time_budget and self.budget_ms is None:
-                self.budget_ms = arm.elapsed_ms
-
-    def save(self, status: str) -> dict[str, Any]:
-        """Write the result file and return its content, schedules in the order asked for."""
-        order = list(self.schedules)
-        arms = sorted(self.arms, key=lambda arm: order.index(arm.name))
-        result = document(self.config, self.task, arms, self.expected, self.budget_ms, status)
-        write(self.path, result)
-        return result
-
-    def efficiency_line(self) -> str:
-        """How whole steps compare with the sum of their parts, measured in this run."""
-        assert self.expected is not None
-        found = ", ".join(f"k={k} {over:.3f}" for k, over in self.expected.efficiency().items())
-        return (
-            f"Whole steps over the sum of their parts, in {self.expected.rounds} rounds of their "
-            f"own: {found} (bench/steps.py takes more rounds)."
-        )
-
-    def _arm(self, name: str) -> Arm:
-        schedule, fused = self.schedules[name]
-        return Arm(name, schedule, self.task, self.config, self.budget_ms, fused)
-
-    def _advance(self, arm: Arm, steps: int) -> None:
-        validated = arm.advance(steps)
-        if validated and self.expected is not None:
-            self._validations += 1
-            if self._validations % len(self.schedules) == 0:
-                self.expected.round()
-        self._live.update(self.arms, arm, validated, self.config.n_layers)
-        if arm.finished:
-            self.save("running")
-
-    def _measured_budget_ms(self) -> float:
-        """--steps times the median of a few full steps, which are then discarded."""
-        few = dataclasses.replace(self.config, steps=10)
-        fused = self.schedules["full_update"][1] if "full_update" in self.schedules else False
-        sample = Arm("full_update", FullUpdate(), self.task, few, None, fused)
-        sample.advance(few.steps)
-        return self.config.steps * statistics.median(step.ms for step in sample.steps[3:])
+    print("\n".join(["", *faults(result["results"]), *verdict(result), "", f"Result file: {path}"]))
+    return 3 if any(arm.failure is not None for arm in run.arms) else 0
 
 
 def _schedules(config: Config, arms: dict[str, bool]) -> dict[str, tuple[Schedule[Any], bool]]:
@@ -211,19 +136,20 @@ def _schedules(config: Config, arms: dict[str, bool]) -> dict[str, tuple[Schedul
     return made
 
 
-def _greet(config: Config, task: Task) -> None:
+def _greet(config: Config, task: Task, processes: Processes) -> None:
     size = f"{config.n_layers} blocks of width {config.dmodel}, {config.batch_size} x "
     print(f"Task {config.task}: {size}{config.seq_len} positions, {config.dtype}, {task.device}.")
+    if processes.world > 1:
+        print(
+            f"{processes.world} processes over {processes.backend}, "
+            f"{config.batch_size // processes.world} rows of each batch to each."
+        )
     if "corpus" in task.info:
         info = task.info
         print(
             f"Text: {info['corpus']}, {info['corpus_train_bytes']:,} bytes to train on and "
             f"{info['corpus_val_bytes']:,} to validate; sha256 {info['corpus_sha256'][:16]}."
         )
-
-
-def _terminate(_signal: int, _frame: Any) -> None:
-    raise Terminated
 
 
 if __name__ == "__main__":

@@ -26,16 +26,18 @@ def _cells(row: Mapping[str, Any], split: bool, memory: str) -> list[tuple[str, 
     both = [("kernels x schedule", "-" if schedule == "-" else f"{kernels} x {schedule}")]
     active = f"{row['active_layers_mean']:.1f} "
     active += f"({row['active_layers_min']}-{row['active_layers_max']})"
+    sent = [("gradients sent", f"{(row['gradient_bytes_per_step'] or 0) / 2**20:.2f} MiB/step")]
     return [
         ("schedule", row["schedule"]),
         ("val loss", number(row["final_val_loss"], ".4f")),
-        ("mean ms", f"{row['mean_step_ms']:.1f}"),
+        ("mean ms", number(row["mean_step_ms"], ".1f")),
         ("speed-up", number(row["speedup_vs_full"], ".2f", "x")),
         *(both if split else []),
         ("steps", str(row["steps_executed"])),
         ("active mean (min-max)", active),
         ("probes", str(row["probe_step_count"])),
         (memory, f"{row['peak_bytes'] / 2**20:.0f} MiB"),
+        *(sent if row["gradient_bytes_per_step"] is not None else []),
         ("ms / expected", number(row["measured_over_expected"], ".2f")),
     ]
 

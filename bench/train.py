@@ -1,27 +1,38 @@
 """The timed loop: one arm trains one model under one schedule, a few steps at a time."""
 
+import hashlib
+import statistics
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
 
+from bench import memory
 from bench.config import Config
 from bench.tasks.parts import Stack, Task
 from blocksched import AdamW, BlockScheduler, compile_blocks
-from blocksched.schedules import DynamicSuffix, Reading, Schedule
+from blocksched.distributed import Traffic, prepare_ddp
+from blocksched.finite import NotFiniteError
+from blocksched.schedules import DynamicSuffix, FullUpdate, Reading, Schedule
 from blocksched.schedules.trace import DynamicTrace
 
 EVALUATIONS = 8  # validations of a run after the one at its start, spread evenly over its clock
 
 
 class StepRecord(NamedTuple):
-    """What is kept of a step: its time, its training loss and how many blocks it trained."""
+    """What is kept of a step. On several processes its time is the slowest's, its loss the mean,
+    and this one gave so many bytes of gradients to all-reduce, and of numbers to be agreed on."""
 
     ms: float
     loss: float
     active: int
     probe: bool
+    gradient_bytes: int = 0
+    agreement_bytes: int = 0
 
 
 def model_of(task: Task, config: Config, fused: bool) -> Stack:
@@ -51,7 +62,10 @@ class StepClock:
 
 
 class Arm:
-    """A schedule's run, on `budget_ms` of step time or, if that is None, for `config.steps`."""
+    """A schedule's run, on `budget_ms` of step time or, if that is None, for `config.steps`.
+
+    On the processes of `group`, by default all there are, which share each batch.
+    """
 
     def __init__(
         self,
@@ -61,6 +75,7 @@ class Arm:
         config: Config,
         budget_ms: float | None,
         fused: bool,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.name, self.schedule, self.fused = name, schedule, fused
         self.budget_ms = budget_ms
@@ -68,19 +83,29 @@ class Arm:
         self._last: StepRecord | None = None
         self.val_trace: list[dict[str, float]] = []
         self.peak_bytes = 0
+        self.failure: str | None = None  # why it stopped before its end
+        self.asked_to_stop = False
+        self.weights_sha256: str | None = None
         self._task, self._config = task, config
-        self._model = model_of(task, config, fused)
-        self._optimizer = optimizer(self._model, config, fused)
+        self.model = model_of(task, config, fused)
+        self._parallel = _parallel(self.model, schedule, group)
+        self.optimizer = optimizer(self.model, config, fused)
         self._clock = StepClock()
-        self._scheduler = BlockScheduler(
-            self._model,
-            self._optimizer,
+        self.scheduler = BlockScheduler(
+            self.model,
+            self.optimizer,
             schedule,
             total_steps=config.steps if budget_ms is None else None,
             time_budget_s=None if budget_ms is None else budget_ms / 1e3,
             blocks="blocks",
             clock=self._clock,
+            group=group,
+            max_skipped=config.max_skipped,
         )
+        self._traffic: Traffic | None = None
+        if self._parallel is not None and self._parallel.find_unused_parameters:
+            self._traffic = prepare_ddp(self._parallel, self.scheduler)
+        self._agreed_bytes = 0
         self._trace = DynamicTrace(schedule) if isinstance(schedule, DynamicSuffix) else None
         self._saved_bytes: dict[int, int] = {}
 
@@ -90,24 +115,21 @@ class Arm:
         return self._clock.elapsed_ms
 
     @property
-    def model(self) -> nn.Module:
-        """The model it trains."""
-        return self._model
-
-    @property
     def active(self) -> int:
         """How many blocks the current step trains."""
-        return len(self._scheduler.plan.active)
+        return len(self.scheduler.plan.active)
 
     @property
     def fraction(self) -> float:
         """How far the run is, 0..1, on the clock that ends it."""
-        return self._scheduler.fraction
+        return self.scheduler.fraction
 
     @property
     def finished(self) -> bool:
-        """Whether the steps, or the time, are used up."""
-        count, config = self._count, self._config
+        """Whether the steps, or the time, are used up, or the arm failed."""
+        count, config = self.taken, self._config
+        if self.failure is not None:
+            return True
         if self.budget_ms is None:
             return count >= config.steps
         spent = self.elapsed_ms >= self.budget_ms and count >= config.warmup_ignore_steps
@@ -120,26 +142,60 @@ class Arm:
         return [entry for entry in entries if entry["step"] < len(self.steps)]
 
     @property
-    def _count(self) -> int:
+    def taken(self) -> int:
+        """The steps taken, one that has not ended included."""
         return len(self.steps) + (self._last is not None)
 
-    def advance(self, steps: int) -> bool:
-        """Run up to `steps` more steps; whether a validation fell due (and was made) on the way."""
+    def advance(self, steps: int, asked: Callable[[], bool] = lambda: False) -> bool:
+        """Run up to `steps` more steps; whether a validation fell due (and was made) on the way.
+
+        Once `asked` is true on some process, all end after the same step, `asked_to_stop` set.
+        """
         before = len(self.val_trace)
         if not self.val_trace:
             self._evaluate()
         for _ in range(steps):
-            self._step()
-            if self.finished and self._last is not None:
-                self._end_step(self._last)
-            if self.finished or self.fraction * EVALUATIONS >= len(self.val_trace):
-                self._evaluate()
+            self._step(asked)
             if self.finished:
+                self.settle()
+                self._finish()
+            elif self.fraction * EVALUATIONS >= len(self.val_trace):
+                self._evaluate()
+            if self.finished or self.asked_to_stop:
                 break
         return len(self.val_trace) > before
 
-    def _step(self) -> None:
-        inputs, targets = self._task.batch(self._count)
+    def settle(self) -> None:
+        """End the last step here, off the clock, instead of on that of the next step."""
+        if self._last is not None:
+            self._end_step(self._last)
+
+    def state(self) -> dict[str, Any]:
+        """As plain values, what a checkpoint keeps beside the model, optimizer and scheduler."""
+        self.settle()
+        return {
+            "steps": [list(step) for step in self.steps],
+            "val_trace": self.val_trace,
+            "peak_bytes": self.peak_bytes,
+            "saved_bytes": list(self._saved_bytes.items()),
+            "trace": None if self._trace is None else self._trace.state_dict(),
+            "failure": self.failure,
+            "weights_sha256": self.weights_sha256,
+        }
+
+    def load_state(self, saved: dict[str, Any]) -> None:
+        """Take in what `state` gave, after model, optimizer and scheduler were loaded."""
+        self.steps = [StepRecord(*step) for step in saved["steps"]]
+        self.val_trace = saved["val_trace"]
+        self.peak_bytes = saved["peak_bytes"]
+        self._saved_bytes = dict(saved["saved_bytes"])
+        if self._trace is not None:
+            self._trace.load_state_dict(saved["trace"])
+        self.failure = saved["failure"]
+        self.weights_sha256 = saved["weights_sha256"]
+
+    def _step(self, asked: Callable[[], bool]) -> None:
+        inputs, targets = self._task.batch(self.taken)
         if self._task.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._task.device)
         standing = self._allocated()
@@ -147,26 +203,40 @@ class Arm:
         start = time.perf_counter()
         if self._last is not None:
             self._end_step(self._last)
-        elif self._trace is not None:
-            self._trace.planned(self._scheduler.progress, self._scheduler.plan)
+        elif self._trace is not None and not self.steps:
+            self._trace.planned(self.scheduler.progress, self.scheduler.plan)
         decay = 1.0 - self.fraction if self._config.lr_decay == "linear" else 1.0
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self._config.lr * decay
-        loss = self._task.loss(self._task.forward(self._model, inputs), targets)
+        sent = 0 if self._traffic is None else self._traffic.bytes
+        loss = self._task.loss(self._task.forward(self._parallel or self.model, inputs), targets)
         loss.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        if self._finite(loss):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
         value = loss.item()
         self._synchronize()
         ms = (time.perf_counter() - start) * 1e3
-        plan = self._scheduler.plan
-        self._last = StepRecord(ms, value, len(plan.active), plan.probe)
-        self._clock.elapsed_ms += ms
+        rows = self._gather([ms, value, float(asked())])
+        slowest, losses, asking = (list(column) for column in zip(*rows, strict=True))
+        self.asked_to_stop = any(asking)
+        plan, mean = self.scheduler.plan, statistics.fmean(losses)
+        traffic = self._bytes_since(sent)
+        self._last = StepRecord(max(slowest), mean, len(plan.active), plan.probe, *traffic)
+        self._clock.elapsed_ms += max(slowest)
         self._note_memory(inputs, standing)
+
+    def _finite(self, loss: torch.Tensor) -> bool:
+        """Whether to take the step; too many that are not taken in a row end the arm."""
+        try:
+            return self.scheduler.finite(loss)
+        except NotFiniteError as error:
+            self.failure = str(error)
+            return False
 
     def _end_step(self, last: StepRecord) -> None:
         """Hand a step's loss to the scheduler, which plans the next; on the clock of that one."""
-        scheduler = self._scheduler
+        scheduler = self.scheduler
         plan, state = scheduler.plan, scheduler.state
         scheduler.step(last.loss)
         if self._trace is not None:
@@ -176,58 +246,61 @@ class Arm:
         self.steps.append(last)
         self._last = None
 
+    def _finish(self) -> None:
+        if self.failure is not None:
+            return
+        self._evaluate()
+        if self.budget_ms is None:
+            self.weights_sha256 = weights_sha256(self.model)
+            if self.scheduler.ranks is not None:
+                self.scheduler.ranks.agree(f"{self.name} ends with {self.weights_sha256}")
+
     def _evaluate(self) -> None:
-        self._model.eval()
+        self.model.eval()
         with torch.no_grad():
             losses = [
-                self._task.loss(self._task.forward(self._model, inputs), targets).item()
+                self._task.loss(self._task.forward(self.model, inputs), targets).item()
                 for inputs, targets in self._task.validation()
             ]
-        self._model.train()
+        self.model.train()
+        means = [mean for (mean,) in self._gather([sum(losses) / len(losses)])]
         self.val_trace.append(
             {
-                "step": self._count,
+                "step": self.taken,
                 "elapsed_ms": self.elapsed_ms,
-                "val_loss": sum(losses) / len(losses),
+                "val_loss": sum(means) / len(means),
             }
         )
+
+    def _gather(self, numbers: list[float]) -> list[list[float]]:
+        """The numbers of every process."""
+        ranks = self.scheduler.ranks
+        return [numbers] if ranks is None else ranks.gather(numbers)
+
+    def _bytes_since(self, sent: int) -> tuple[int, int]:
+        """Of gradients and of agreement, given to the others since the last step."""
+        if self._parallel is None:
+            return 0, 0
+        assert self.scheduler.ranks is not None
+        agreed, self._agreed_bytes = self._agreed_bytes, self.scheduler.ranks.bytes
+        if self._traffic is None:
+            return memory.weights(self.model), self._agreed_bytes - agreed
+        return self._traffic.bytes - sent, self._agreed_bytes - agreed
 
     def _note_memory(self, inputs: torch.Tensor, standing: int) -> None:
         """On CUDA what a step takes beside what stands before it, plus the arm's own weights,
         gradients and moments; on a CPU the bytes that a forward keeps for backward."""
         device = self._task.device
         if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(device) - standing + self._own_bytes()
-            self.peak_bytes = max(self.peak_bytes, peak)
+            peak = torch.cuda.max_memory_allocated(device) - standing
+            self.peak_bytes = max(
+                self.peak_bytes, peak + memory.standing(self.model, self.optimizer)
+            )
             return
-        active = len(self._scheduler.plan.active)
+        active = len(self.scheduler.plan.active)
         if active not in self._saved_bytes:
-            self._saved_bytes[active] = self._bytes_for_backward(inputs)
+            self._saved_bytes[active] = memory.kept_for_backward(self._task, self.model, inputs)
             self.peak_bytes = max(self._saved_bytes.values())
-
-    def _bytes_for_backward(self, inputs: torch.Tensor) -> int:
-        weights = {p.untyped_storage().data_ptr() for p in self._model.parameters()}
-        kept: dict[int, int] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            outputs = self._task.forward(self._model, inputs)
-        del outputs
-        return sum(kept.values())
-
-    def _own_bytes(self) -> int:
-        moments = [
-            value
-            for state in self._optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, torch.Tensor)
-        ]
-        return sum(t.nbytes for t in [*self._model.parameters(), *moments])
 
     def _allocated(self) -> int:
         on_gpu = self._task.device.type == "cuda"
@@ -236,3 +309,25 @@ class Arm:
     def _synchronize(self) -> None:
         if self._task.device.type == "cuda":
             torch.cuda.synchronize(self._task.device)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """The hash of all that a model saves: names, shapes and bits."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _parallel(
+    model: nn.Module, schedule: Schedule[Any], group: ProcessGroup | None
+) -> DistributedDataParallel | None:
+    """The model as several processes train it: a full update plainly, the strongest baseline."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size(group) == 1:
+        return None
+    made = DistributedDataParallel(
+        model, process_group=group, find_unused_parameters=not isinstance(schedule, FullUpdate)
+    )
+    made.broadcast_buffers = False  # they are constants; as an argument torch 2.13 deprecates it
+    return made

@@ -54,6 +54,20 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each schedule that left updates out or stopped over numbers not finite."""
+    lines = []
+    for row in rows:
+        if row["failure"] is not None:
+            lines.append(f"{row['schedule']} was stopped and has no result: {row['failure']}.")
+        elif row["skipped_steps"]:
+            lines.append(
+                f"{row['schedule']} left out the updates of {row['skipped_steps']} of "
+                f"{row['steps_executed']} steps: loss or gradients were not finite."
+            )
+    return lines
+
+
 def _with_kernels(rows: Mapping[str, Any], dynamic: Mapping[str, Any]) -> list[str]:
     """What kernels and schedule do together, against the eager baseline."""
     eager = rows.get("full_update")
@@ -69,7 +83,9 @@ def _with_kernels(rows: Mapping[str, Any], dynamic: Mapping[str, Any]) -> list[s
 
 def _noise(rows: Mapping[str, Any], given_up: float) -> list[str]:
     full, again = rows.get("full_update"), rows.get("full_update#2")
-    if full is None or again is None or not _known(again["final_val_loss"]):
+    if full is None or again is None:
+        return []
+    if not (_known(full["final_val_loss"]) and _known(again["final_val_loss"])):
         return []
     noise = abs(_relative(again["final_val_loss"], full["final_val_loss"]))
     within = "; the difference is within it" if abs(given_up) <= noise else ""

@@ -16,6 +16,7 @@ import torch
 
 from bench import train
 from bench.config import Config, UserError
+from bench.processes import alone
 from bench.results import write_whole
 from bench.tasks import parts, text
 from bench.tasks.corpus import Corpus, python_sources
@@ -79,7 +80,7 @@ def _pretrain(config: Config, device: torch.device, corpus: Corpus) -> dict[str,
         weight_decay=0.0,
     )
     task = TextTask(recipe, device, corpus)
-    arm = train.Arm("pretraining", FullUpdate(), task, recipe, None, fused=False)
+    arm = train.Arm("pretraining", FullUpdate(), task, recipe, None, fused=False, group=alone())
     print(f"Pretraining, once: {recipe.steps} full steps on {corpus.source}.")
     start = time.perf_counter()
     while not arm.finished:

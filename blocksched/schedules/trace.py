@@ -2,6 +2,7 @@
 
 import collections
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from blocksched.schedules.base import Plan, Progress, Reading
@@ -63,6 +64,22 @@ class DynamicTrace:
         if new.not_finite > old.not_finite:
             entry["reading_finite"] = False
         self.entries.append(entry)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trace so far as plain values."""
+        return {
+            "entries": self.entries,
+            "losses": list(self._losses),
+            "freezing": self._freezing,
+            "phase": self._phase,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on where `saved` was."""
+        self.entries = list(saved["entries"])
+        self._losses.clear()
+        self._losses.extend(saved["losses"])
+        self._freezing, self._phase = saved["freezing"], saved["phase"]
 
     def _freeze_entry(self, progress: Progress) -> dict[str, Any]:
         figures = stability(self._losses_now(), self._schedule.stability_window)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import bench.run
+import bench.runner
 from bench.results import write
 from bench.run import main
 
@@ -87,7 +87,7 @@ class Stopper:
 @pytest.mark.parametrize("at", [1, 7])
 @pytest.mark.parametrize("probe_every", ["1", "20"])
 def test_stopped_after_any_group_of_steps(at, probe_every, tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench.run, "Live", lambda: Stopper(at))
+    monkeypatch.setattr(bench.runner, "Live", lambda: Stopper(at))
     path = tmp_path / "out" / "r.json"
     names = "dynamic_suffix,full_update,static_suffix"
     flags = ["--preset", "small", "--no-equal-time-budget", "--schedules", names]
@@ -98,16 +98,16 @@ def test_stopped_after_any_group_of_steps(at, probe_every, tiny, tmp_path, monke
 
 def test_stopped_before_the_first_step(tiny, tmp_path, monkeypatch, capsys):
     def stop(*_):
-        raise bench.run.Terminated
+        raise bench.runner.Terminated
 
-    monkeypatch.setattr(bench.run, "Expected", stop)
+    monkeypatch.setattr(bench.runner, "Expected", stop)
     path = tmp_path / "out" / "r.json"
     assert main([*tiny, "--preset", "small", "--json-out", str(path)]) == 143
     assert check_interrupted(path, capsys)["results"] == []
 
 
 def test_the_handler_is_put_back(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench.run, "Live", lambda: Stopper(1))
+    monkeypatch.setattr(bench.runner, "Live", lambda: Stopper(1))
     before = signal.getsignal(signal.SIGTERM)
     with contextlib.suppress(Exception):
         main([*tiny, "--preset", "small", "--json-out", str(tmp_path / "r.json")])

@@ -26,7 +26,8 @@ def row(name: str, loss: float | None, speed: float, reached: float | None = 50.
         "time_to_full_loss_ms": reached, "mean_step_ms": 10.0 / speed, "steps_executed": 10,
         "active_layers_mean": 5.0, "active_layers_min": 4, "active_layers_max": 8,
         "probe_step_count": 3, "peak_bytes": 3 * 2**20, "measured_over_expected": 1.0,
-        "speedup_kernels": None, "speedup_schedule": None,
+        "speedup_kernels": None, "speedup_schedule": None, "gradient_bytes_per_step": None,
+        "failure": None, "skipped_steps": 0,
     }  # fmt: skip
 
 
