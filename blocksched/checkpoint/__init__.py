@@ -166,9 +166,12 @@ def _read(path: Path, run: Run) -> tuple[int, dict[str, Any], dict[str, Any]]:
         other = difference(manifest["run"], run.description())
         if other is not None:
             raise CheckpointError(f"{path} is another run's; {other}: load it into the same")
-        shared = {part: _load(path / f"{part}.pt") for part in ("model", "optimizers")}
+        loaded = {part: _load(path / f"{part}.pt") for part in ("model", "optimizers")}
+        shared, missing = shards.targets(loaded, run.parameters())
+        reader = shards.Reader(path / shards.FOLDER, missing) if missing else None
         own = _load(path / f"rank-{rank:05d}.pt")
-    shared = shards.put_back(shared, path / shards.FOLDER, run.parameters(), _group(ranks))
+    if reader is not None:
+        shards.read(missing, reader, _group(ranks))
     return manifest["step"], shared, own
 
 

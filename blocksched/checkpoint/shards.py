@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from blocksched.checkpoint.folders import FREE, CheckpointError
+from blocksched.checkpoint.folders import FREE, CheckpointError, refusing
 
 FOLDER = "shards"
 
@@ -40,8 +40,8 @@ def take_out(value: Any) -> tuple[Any, dict[str, DTensor]]:
     return _map(take, value), taken
 
 
-def put_back(value: Any, folder: Path, like: Mapping[str, Tensor], group: Any) -> Any:
-    """What `take_out` was given, from the shards in `folder`; all ranks of `group` call it.
+def targets(value: Any, like: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """`value`, as `take_out` left it, with a tensor of zeros for each that it took, and those.
 
     `like` holds, by the beginning of a name, the parameter after which a tensor is sharded.
     """
@@ -52,13 +52,7 @@ def put_back(value: Any, folder: Path, like: Mapping[str, Tensor], group: Any) -
             tensor = missing[name] = torch.zeros_like(owner(name, like), dtype=tensor.dtype)
         return tensor
 
-    value = _map(target, value)
-    if missing:
-        try:
-            load(missing, storage_reader=_Reader(folder), process_group=group)
-        except CheckpointException as error:  # not an Exception
-            raise CheckpointError(f"{folder} must be read by all ranks: {_why(error)}") from error
-    return value
+    return _map(target, value), missing
 
 
 def owner(name: str, like: Mapping[str, Tensor]) -> Tensor:
@@ -71,10 +65,18 @@ def owner(name: str, like: Mapping[str, Tensor]) -> Tensor:
 def write(taken: Mapping[str, DTensor], folder: Path, group: Any) -> None:
     """Write this rank's shards; all ranks of `group` call it, and it fails on all or none."""
     try:
-        writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=False)
+        writer = _Writer(folder, single_file_per_rank=True, sync_files=False)
         save(dict(taken), storage_writer=writer, process_group=group)
-    except CheckpointException as error:
+    except CheckpointException as error:  # not an Exception
         raise CheckpointError(f"{folder} must {FREE}: {_why(error)}") from error
+
+
+def read(missing: dict[str, Any], reader: "Reader", group: Any) -> None:
+    """Fill the tensors `missing` from their shards; all ranks of `group` call it."""
+    try:
+        load(missing, storage_reader=reader, process_group=group)
+    except CheckpointException as error:  # not an Exception
+        raise CheckpointError(f"{reader.path} must be readable: {_why(error)}") from error
 
 
 def _why(error: CheckpointException) -> str:
@@ -91,20 +93,30 @@ def reads(name: str, rank: int) -> bool:
     return not name.startswith(f"{FOLDER}/__") or name.startswith(f"{FOLDER}/__{rank}_")
 
 
-class _Reader(FileSystemReader):
-    """Reads `.metadata`, a pickle, as what it has to be and nothing else."""
+class _Writer(FileSystemWriter):
+    def storage_meta(self) -> StorageMeta | None:
+        return None  # it would name the temporary folder
+
+
+class Reader(FileSystemReader):
+    """Reads the shards in `folder`; `.metadata`, a pickle, as what it has to be and no more."""
+
+    def __init__(self, folder: Path, missing: Mapping[str, Tensor]) -> None:
+        super().__init__(folder)
+        path = folder / ".metadata"
+        with refusing(path, "be readable"), path.open("rb") as file:
+            self._metadata: Metadata = _Unpickler(file).load()
+        for name, tensor in missing.items():
+            saved = self._metadata.state_dict_metadata.get(name)
+            if not isinstance(saved, TensorStorageMetadata) or saved.size != tensor.shape:
+                raise CheckpointError(  # torch would unpickle what is no tensor
+                    f"{path} must have {name} as a tensor of shape {list(tensor.shape)}: it is not "
+                    "what was saved, load another checkpoint"
+                )
 
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
-        with path.open("rb") as file:
-            metadata: Metadata = _Unpickler(file).load()
-        tensors = metadata.state_dict_metadata.values()
-        if not all(isinstance(tensor, TensorStorageMetadata) for tensor in tensors):
-            raise CheckpointError(  # torch would unpickle it, whatever it is
-                f"{path} must speak of tensors only, so blocksched did not write it: load another"
-            )
-        metadata.storage_meta = StorageMeta(load_id=self.load_id)
-        return metadata
+        self._metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return self._metadata
 
 
 class _Unpickler(pickle.Unpickler):
