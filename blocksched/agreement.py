@@ -68,11 +68,14 @@ class Ranks:
             return
         said: list[str] = [""] * self.world
         distributed.all_gather_object(said, what, group=self._group)
-        first = next(r for r in range(self.world) if said[r] != said[0])
+        other = next(r for r in range(self.world) if said[r] != said[0])
+        parts, others = said[0].split(", "), said[other].split(", ")
+        here = ", ".join(part for part in parts if part not in others)
+        there = ", ".join(part for part in others if part not in parts)
         raise DisagreementError(
-            f"the ranks disagree, so training stops before they drift apart; rank 0: {said[0]}; "
-            f"rank {first}: {said[first]}: give all ranks the same model, schedule, horizon and "
-            "saved state, and let all of them take every step"
+            f"the ranks disagree, so training stops before they drift apart; rank 0: {here}; "
+            f"rank {other}: {there}: give all ranks the same model, schedule, horizon and saved "
+            "state, and let all of them take every step"
         )
 
     def _gather(self, mine: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """One decision: readings over ranks, the same plan everywhere, errors on all ranks at once."""
 
+import dataclasses
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,15 +40,15 @@ def build(schedule, **arguments):
     return model, optimizer, BlockScheduler(model, optimizer, schedule, **arguments)
 
 
-def one_step(model, optimizer, scheduler, batch, reduced=True):
-    """A step on this rank's own batch. Returns the loss."""
+def one_step(model, optimizer, scheduler, batch, reduced=True, kind=torch.Tensor):
+    """A step on this rank's own batch; `kind` of loss goes to the scheduler. Returns the loss."""
     loss = model.loss(batch)
     loss.backward()
     if reduced:
         reduce(model)
     optimizer.step()
     optimizer.zero_grad()
-    scheduler.step(loss.detach())
+    scheduler.step(loss.item() if kind is float else loss.detach())
     return loss.item()
 
 
@@ -80,7 +82,7 @@ def test_ranks_with_other_data_decide_the_same(ranks):
     assert 22 * 8 < sent < 22 * 8 + 20 * 8 * 5 + 7 * 8 * 13
 
 
-def losses_of(rank):
+def losses_of(rank, kind):
     """What the schedule saw, and this rank's losses."""
     model, optimizer, scheduler = build(DYNAMIC)
     seen = []
@@ -92,14 +94,17 @@ def losses_of(rank):
             return observe(state, plan, reading)
 
     scheduler.schedule = Seen(**{f: getattr(DYNAMIC, f) for f in DYNAMIC.__dataclass_fields__})
-    mine = [one_step(model, optimizer, scheduler, 10 * rank + step) for step in range(4)]
+    run = model, optimizer, scheduler
+    mine = [one_step(*run, 10 * rank + step, kind=kind) for step in range(3)]
     pending = [loss for _, loss in scheduler.state_dict()["pending"]]
     scheduler.close()
     return mine, [(probe, r.loss, r.relevance) for probe, r in seen], pending
 
 
-def test_readings_are_of_all_ranks(ranks):
-    (mine, seen, pending), (other, seen_there, other_pending) = ranks(losses_of)
+@pytest.mark.parametrize("kind", [torch.Tensor, float])
+def test_readings_are_of_all_ranks(kind, ranks):
+    (mine, seen, pending), (other, seen_there, other_pending) = ranks(losses_of, kind)
+    assert len(pending) == 2  # since the probe
     assert seen == seen_there
     means = [(a + b) / 2 for a, b in zip(mine, other, strict=True)]
     assert [loss for _, loss, _ in seen] == pytest.approx(means[: len(seen)], rel=1e-12)
@@ -148,30 +153,43 @@ def test_gradients_nobody_reduced_are_an_error_on_the_first_probe(ranks):
 
 
 def told_otherwise(rank, where):
-    """The error of a rank, one of which was made to differ at `where`."""
+    """The error of a rank, one of which was made to differ at `where`; what was trainable then."""
+    model = None
     try:
         if where == "horizon":
             build(DYNAMIC, total_steps=40 + rank)
         elif where == "schedule":
-            build(StaticSuffix(active=1 + rank))
-        model, optimizer, scheduler = build(StaticSuffix(active=2))
-        if where == "saved":
+            build(DYNAMIC if rank else StaticSuffix(active=4))
+        model, optimizer, scheduler = build(DYNAMIC)
+        if where.startswith("saved"):
             saved = scheduler.state_dict()
-            saved["steps"] += rank
+            if where == "saved steps":
+                saved["steps"] += rank
+            else:
+                saved["state"]["not_finite"] += rank
             scheduler.load_state_dict(saved)
-        if rank == 1:
-            object.__setattr__(scheduler.schedule, "active", 3)
-        one_step(model, optimizer, scheduler, 0)
+        if where == "plan":
+            scheduler.schedule = dataclasses.replace(DYNAMIC, warmup_steps=5 * rank)
+            one_step(model, optimizer, scheduler, 0)
     except DisagreementError as error:
-        return str(error), [p.requires_grad for p in model.parameters()] if where == "plan" else []
+        return str(error), model and [p.requires_grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("where", ["horizon", "schedule", "saved", "plan"])
-def test_disagreement_is_raised_on_all_ranks(where, ranks):
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("horizon", "rank 0: total_steps=40; rank 1: total_steps=41: give"),
+        ("schedule", "rank 0: StaticSuffix.active=4.; rank 1: DynamicSuffix"),
+        ("saved steps", "rank 0: step 0 does .*; rank 1: step 1 does"),
+        ("saved state", "rank 0: not_finite=0.*; rank 1: not_finite=1"),
+        ("plan", "rank 0: .*; rank 1: "),
+    ],
+)
+def test_disagreement_is_raised_on_all_ranks(where, said, ranks):
     (first, before), (second, there) = ranks(told_otherwise, where)
     assert first == second
     assert first.startswith("the ranks disagree")
-    assert "rank 1: " in first
+    assert re.search(said, first)
     assert before == there  # found before the plan was applied
 
 
@@ -192,9 +210,13 @@ def clocked(rank):
     while not scheduler.done:
         seen.append((scheduler.fraction, scheduler.plan))
         one_step(model, optimizer, scheduler, rank)
-    elapsed = scheduler.state_dict()["elapsed_ms"]
+    saved = scheduler.state_dict()
     scheduler.close()
-    return seen, elapsed
+    _, _, again = build(schedule, time_budget_s=0.1, clock=Slow())
+    again.load_state_dict(saved)
+    assert again.done
+    again.close()
+    return seen, saved["elapsed_ms"]
 
 
 def test_the_clock_is_the_slowest(ranks):
@@ -226,14 +248,15 @@ def test_resume_with_losses_pending(at, ranks):
 
 
 def faulty(rank, where, max_skipped=3):
-    """Weights that moved, skips and answers, when rank 1 has a NaN at steps 2 and 3."""
+    """Answers, weights that moved and skips, when rank 1 is not finite at steps 2, 3 and 5."""
     model, optimizer, scheduler = build(DYNAMIC, total_steps=40, max_skipped=max_skipped)
     answers, moved = [], []
     try:
-        for step in range(6):
+        for step in range(7):
+            optimizer.zero_grad()
             loss = model.loss(step)
             loss.backward()
-            if rank == 1 and step in (2, 3):
+            if rank == 1 and step in (2, 3, 5):
                 if where == "loss":
                     loss = loss * math.inf
                 else:
@@ -242,21 +265,28 @@ def faulty(rank, where, max_skipped=3):
             answers.append(scheduler.finite(loss))
             if answers[-1]:
                 optimizer.step()
-            optimizer.zero_grad()
             scheduler.step(loss)
             moved.append(not torch.equal(before, model.head.weight))
+        model.loss(7).backward()
+        with pytest.raises(RuntimeError, match="without an optimizer step"):
+            scheduler.step(1.0)
     except NotFiniteError as error:
         return str(error)
     finally:
+        saved = scheduler.state_dict()
         scheduler.close()
+    _, _, again = build(DYNAMIC)
+    again.load_state_dict(saved)
+    assert again.skipped == scheduler.skipped
+    again.close()
     return answers, moved, scheduler.skipped
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_is_skipped_everywhere(where, ranks):
-    first, second = ranks(faulty, where)
-    expected = [True, True, False, False, True, True]
-    assert first == second == (expected, expected, 2)
+    first, second = ranks(faulty, where, 2)
+    expected = [True, True, False, False, True, False, True]
+    assert first == second == (expected, expected, 3)
 
 
 def test_too_many_skips_are_an_error_everywhere(ranks):
@@ -264,6 +294,33 @@ def test_too_many_skips_are_an_error_everywhere(ranks):
     assert first == second
     assert "2 steps in a row, max_skipped is 1" in first
     assert "since step 2" in first
+
+
+def odd_one_out(rank):
+    """Plans when rank 1 alone gives a loss that is NaN, and misses a probe's update."""
+    free = dataclasses.replace(DYNAMIC, require_stable=False, adapt_budget=False)
+    model, optimizer, scheduler = build(free)
+    plans = []
+    for step in range(8):
+        plans.append(scheduler.plan)
+        model.loss(step).backward()
+        missed = step == 3 and rank == 1
+        if not missed:
+            optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step(math.nan if rank == 1 and step == 1 else 1.0)
+        for p in model.parameters():
+            distributed.broadcast(p.data, 0)
+    scheduler.close()
+    return plans, scheduler.state
+
+
+def test_one_rank_alone_changes_no_plan(ranks):
+    (plans, state), others = ranks(odd_one_out)
+    assert (plans, state) == others
+    assert plans[3].probe
+    assert plans[4].probe  # once more, since step 3 measured nothing
+    assert state.not_finite == 1
 
 
 def one_rank(rank):
@@ -324,8 +381,11 @@ def test_finite_on_one_process():
     assert scheduler.finite(1.0)
     assert scheduler.finite(torch.tensor(2.0))
     model.head.weight.grad = None
+    empty = nn.Parameter(torch.empty(0))
+    empty.grad = torch.empty(0)
+    optimizer.add_param_group({"params": [empty]})
+    assert scheduler.finite(1.0)
     nn.init.constant_(model.blocks[3].inner.weight.grad, math.inf)
     with pytest.raises(NotFiniteError, match="1 steps in a row"):
         scheduler.finite(1.0)
     assert scheduler.skipped == 1
-    del optimizer
