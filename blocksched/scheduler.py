@@ -4,7 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +12,15 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from blocksched import sharding
-from blocksched.adamw import AdamW
 from blocksched.agreement import Ranks
 from blocksched.blocks import Blocks, find_blocks
 from blocksched.cache import PrefixCache
 from blocksched.clock import Clock, WallClock
 from blocksched.finite import NotFiniteError, all_finite
 from blocksched.mechanism import Mechanism
-from blocksched.ops import block_sums
 from blocksched.relevance import relevance
 from blocksched.schedules.base import Plan, Progress, Reading, Schedule, to_plain
+from blocksched.updates import Updates
 
 _COMPILED = (
     "is compiled as a whole, which makes a graph per boundary and can leave thawed blocks without "
@@ -85,21 +84,19 @@ class BlockScheduler:
                 "a rank that has a batch in its cache would not gather the weights of the prefix "
                 "with the others: leave out cache= under fully_shard"
             )
-        several = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
-        optimizers = [_unwrapped(each) for each in several]
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
         self.schedule = schedule
         self.blocks: Blocks = find_blocks(model, blocks, stem)
         _refuse_compiled(model, self.blocks)
         self.state = schedule.init(len(self.blocks))
-        shares = _shares(self.blocks, optimizers)
-        self._held = [[b for b, part in enumerate(share) if part] for share in shares]
-        self._optimizers = optimizers
         self.ranks = Ranks.find(group)
-        self._copies, self._rows = _rows(shares, 1 if self.ranks is None else self.ranks.world)
+        if self.ranks is not None:
+            run = f"{schedule}, total_steps={total_steps}, time_budget_s={time_budget_s}"
+            self.ranks.agree(f"{run}, blocks {', '.join(self.blocks.names)}")
+        world = 1 if self.ranks is None else self.ranks.world
+        self._updates = Updates(self.blocks, optimizers, world)
         self._mechanism = Mechanism(self.blocks, sharded)
-        for own, rows in zip(optimizers, self._rows, strict=True):
-            if isinstance(own, AdamW):
-                own.set_blocks(rows, self.blocks.stem)
+        self._updates.watch(self._mechanism.check)
         self._device = next(p.device for p in model.parameters())
         self._total_steps = total_steps
         self._budget_ms = None if time_budget_s is None else time_budget_s * 1e3
@@ -108,14 +105,8 @@ class BlockScheduler:
             maxlen=max(1, schedule.history)
         )
         self._relevance: tuple[float, ...] | None = None
-        self._sums: dict[int, Tensor] = {}
-        self._stepped: set[int] = set()
-        self._in_backward = False  # whether gradient hooks step the optimizers
         self._forwards = _ForwardCount()
-        self._handles = [
-            o.register_step_pre_hook(self._before_update(i)) for i, o in enumerate(optimizers)
-        ]
-        self._handles.append(model.register_forward_pre_hook(self._forwards))
+        self._handle = model.register_forward_pre_hook(self._forwards)
         self._cache = cache
         if cache is not None:
             cache.attach(model, self.blocks)
@@ -126,9 +117,6 @@ class BlockScheduler:
         together = self.ranks is not None and time_budget_s is not None
         self._agreed_ms = 0.0 if together else None  # their clock, None where each has its own
         self._replicated = not any(map(sharding.is_dtensor, model.parameters()))
-        if self.ranks is not None:
-            run = f"{schedule}, total_steps={total_steps}, time_budget_s={time_budget_s}"
-            self.ranks.agree(f"{run}, blocks {', '.join(self.blocks.names)}")
         self._plan = self._decide()
 
     @property
@@ -170,7 +158,7 @@ class BlockScheduler:
         Raises:
             NotFiniteError: more than `max_skipped` updates in a row were left out.
         """
-        fine = all_finite(_gradients(self._optimizers), loss)
+        fine = all_finite(self._updates.gradients(), loss)
         if self.ranks is not None:
             fine = all(row[0] for row in self.ranks.gather([fine]))
         self._skip = not fine
@@ -210,7 +198,7 @@ class BlockScheduler:
         plan = self._plan
         if plan.probe:
             self._pending.append((plan, kept))
-            self._observe_pending(self._probe_sums())
+            self._observe_pending(self._updates.sums())
         elif self.schedule.history and not plan.freezing:
             self._pending.append((plan, kept))
             if not isinstance(kept, Tensor) and self.ranks is None:
@@ -219,8 +207,6 @@ class BlockScheduler:
             number = None if isinstance(kept, Tensor) or self.ranks is not None else kept
             self.state = self.schedule.observe(self.state, plan, Reading(number))
         self._steps += 1
-        self._stepped.clear()
-        self._sums.clear()
         self._forwards.count = 0
         self._skip = False
         self._clock.tick()
@@ -287,8 +273,6 @@ class BlockScheduler:
         for plan, loss in saved["pending"]:
             self._pending.append((_plan(plan), None if loss is None else float(loss)))
         self._relevance = None
-        self._sums.clear()
-        self._stepped.clear()
         self._forwards.count = 0
         self._plan = _plan(saved["plan"])
         self._apply(self._plan)
@@ -298,8 +282,8 @@ class BlockScheduler:
         self._mechanism.close()
         if self._cache is not None:
             self._cache.close()
-        for handle in self._handles:
-            handle.remove()
+        self._updates.close()
+        self._handle.remove()
 
     def _decide(self) -> Plan:
         """Plan the next step and apply the plan, reading losses only if the decision needs them."""
@@ -314,57 +298,9 @@ class BlockScheduler:
         if self.ranks is not None:
             self.ranks.agree(f"step {self._steps} does {plan} from {self.state}")
         self._mechanism.apply(plan.active)
+        self._updates.expect(plan.probe)
         if self._cache is not None:
             self._cache.move(min(plan.active))
-
-    def _before_update(self, i: int) -> Callable[..., Any]:
-        """The pre-hook of optimizer `i`: reads relevance once the gradients are there."""
-
-        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            closure = args[1] if len(args) > 1 else kwargs.get("closure")
-            if closure is None:
-                self._measure(i, optimizer)
-                return None
-
-            def measured_closure() -> Any:
-                loss = closure()
-                self._measure(i, optimizer)
-                return loss
-
-            return args[:1], {**kwargs, "closure": measured_closure}
-
-        return hook
-
-    def _measure(self, i: int, optimizer: Optimizer) -> None:
-        """Sums of the blocks' shares in optimizer `i`, before its first update of this step."""
-        self._mechanism.check(self._held[i], optimizer)
-        self._in_backward |= torch._C._current_graph_task_id() != -1
-        if i not in self._stepped:
-            self._stepped.add(i)
-            if not self._plan.probe:
-                return
-            if isinstance(optimizer, AdamW):
-                optimizer.measure()
-            else:
-                self._sums[i] = _unscaled(_sums(self._rows[i]), optimizer)
-
-    def _probe_sums(self) -> Tensor | None:
-        """This rank's share of the sums of all blocks, which over the ranks add up to the whole.
-
-        None if a part was not measured: its update was skipped. Optimizers that gradient hooks step
-        are not skipped: those left out had no gradient.
-        """
-        parts = []
-        for i, own in enumerate(self._optimizers):
-            if self._held[i]:
-                part = own.block_sums if isinstance(own, AdamW) else self._sums.get(i)
-                if i not in self._stepped:
-                    part = _sums(self._rows[i]) if self._in_backward else None
-                if part is None:
-                    return None
-                parts.append(part.to(self._device, torch.float64))
-        sums, kinds = torch.stack(parts).sum(0), len(self._copies)
-        return torch.stack([sums[k::kinds] / c for k, c in enumerate(self._copies)]).sum(0)
 
     def _observe_pending(self, sums: Tensor | None = None) -> None:
         """Hand the pending readings to the schedule, in order, after one copy to the host."""
@@ -442,7 +378,7 @@ class BlockScheduler:
 
         A skipped step had a forward, and left gradients that are gone or not finite.
         """
-        if self._stepped or self._skip:
+        if self._updates.made or self._skip:
             return
         block_grads = [p.grad for block in self.blocks.parameters for p in block]
         grads = [sharding.local(grad) for grad in block_grads if grad is not None]
@@ -479,12 +415,6 @@ def _plan(plain: Mapping[str, Any]) -> Plan:
     return Plan(**{**plain, "active": tuple(plain["active"])})
 
 
-def _gradients(optimizers: Sequence[Optimizer]) -> list[Tensor]:
-    """Every gradient that the optimizers would use."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return [p.grad for group in groups for p in group["params"] if p.grad is not None]
-
-
 def _to_host(tensors: Sequence[Tensor]) -> list[float]:
     """All numbers of `tensors` in one copy: the only place where the host waits for the device."""
     if not tensors:
@@ -492,81 +422,6 @@ def _to_host(tensors: Sequence[Tensor]) -> list[float]:
     device = tensors[-1].device
     flat = [tensor.detach().reshape(-1).to(device, torch.float64) for tensor in tensors]
     return torch.cat(flat).tolist()
-
-
-def _sums(rows: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Sums of the parameters and gradients of each row, [rows, 3]; of DTensors, this rank's."""
-    numbered = [(p, row) for row, part in enumerate(rows) for p in part]
-    for p, _ in numbered:
-        sharding.check_gradient(p)
-    params = [sharding.local(p) for p, _ in numbered]
-    grads = [sharding.local(p.grad) for p, _ in numbered]
-    return block_sums(params, grads, [row for _, row in numbered], len(rows))
-
-
-def _unscaled(sums: Tensor, optimizer: Optimizer) -> Tensor:
-    """Sums of the gradients the update uses: a fused optimizer under GradScaler unscales inside."""
-    sums = sums.double()
-    scale = getattr(optimizer, "grad_scale", None)
-    found_inf = getattr(optimizer, "found_inf", None)
-    if scale is not None:
-        scale = torch.as_tensor(scale, dtype=torch.float64, device=sums.device)
-        sums = sums / torch.stack([scale, scale.square(), torch.ones_like(scale)])
-    if found_inf is not None:
-        skipped = torch.as_tensor(found_inf, device=sums.device).reshape(()) != 0
-        sums = torch.where(skipped, torch.nan, sums)
-    return sums
-
-
-def _shares(blocks: Blocks, optimizers: Sequence[Optimizer]) -> list[list[list[nn.Parameter]]]:
-    """For each optimizer, its parameters of each block."""
-    holder: dict[int, int] = {}
-    for i, optimizer in enumerate(optimizers):
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise ValueError(
-                "LBFGS moves parameters without a gradient by the history of their last ones, so "
-                "frozen blocks would not stay still: use an optimizer that skips them, as AdamW, "
-                "SGD and Muon do"
-            )
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                holder.setdefault(id(parameter), i)
-    shares: list[list[list[nn.Parameter]]] = [[[] for _ in blocks.modules] for _ in optimizers]
-    for b, module in enumerate(blocks.modules):
-        for name, parameter in module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if id(parameter) not in holder:
-                raise ValueError(
-                    f"{blocks.names[b]}.{name} is trainable but in no optimizer, so it would never "
-                    "train: build the optimizer from all parameters before BlockScheduler, or "
-                    "freeze it for good"
-                )
-            shares[holder[id(parameter)]][b].append(parameter)
-    return shares
-
-
-def _rows(
-    shares: Sequence[Sequence[Sequence[nn.Parameter]]], world: int
-) -> tuple[list[int], list[list[list[nn.Parameter]]]]:
-    """Each block's parameters apart by how many of `world` ranks hold a copy of them.
-
-    Returns those numbers, and for each optimizer a row a block and number, in this order: what a
-    rank measures in a row counts for as many ranks.
-    """
-    copies = {id(p): sharding.copies(p, world) for share in shares for part in share for p in part}
-    kinds = sorted(set(copies.values())) or [world]
-    rows = [
-        [[p for p in part if copies[id(p)] == kind] for part in share for kind in kinds]
-        for share in shares
-    ]
-    return kinds, rows
-
-
-def _unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer inside a wrapper, such as Accelerate's, whose step does not always update."""
-    inner = getattr(optimizer, "optimizer", None)
-    return inner if isinstance(inner, Optimizer) else optimizer
 
 
 def _check_horizon(total_steps: int | None, time_budget_s: float | None) -> None:
