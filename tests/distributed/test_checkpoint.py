@@ -1,23 +1,18 @@
 """Several processes save and load one checkpoint: replicas (DDP) and shards (FSDP2)."""
 
-import json
-import os
-import pickle
 import random
-import warnings
 import zlib
-from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import blocksched as bs
-from blocksched.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, shards
+from blocksched.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import TinyModel
 
 STEPS = 8
