@@ -56,7 +56,7 @@ def prepare_ddp(model: nn.Module, scheduler: BlockScheduler) -> Traffic:
     if not isinstance(model, DistributedDataParallel):
         raise ValueError(f"prepare_ddp takes a wrapped model, got {type(model).__name__}: {_WRAP}")
     _check_wrap(model)
-    _check_parameters(model, scheduler)
+    _check_scheduler(model, scheduler)
     for hook, state in model._comm_hooks:
         if hook is _reduce:
             assert isinstance(state, Traffic)
@@ -109,7 +109,13 @@ def _check_wrap(model: DistributedDataParallel) -> None:
         )
 
 
-def _check_parameters(model: DistributedDataParallel, scheduler: BlockScheduler) -> None:
+def _check_scheduler(model: DistributedDataParallel, scheduler: BlockScheduler) -> None:
+    planning = 1 if scheduler.ranks is None else scheduler.ranks.world
+    if planning < model.process_group.size():
+        raise ValueError(
+            f"the model is reduced over {model.process_group.size()} processes, the scheduler "
+            f"decides over {planning}: give BlockScheduler the wrap's process group, as group="
+        )
     blocks = scheduler.blocks
     names = {id(parameter): name for name, parameter in model.module.named_parameters()}
     buckets = model.reducer._get_zeros_like_grad_buckets()
@@ -123,7 +129,7 @@ def _check_parameters(model: DistributedDataParallel, scheduler: BlockScheduler)
             )
         if id(parameter) not in reduced:
             raise ValueError(
-                f"{names[id(parameter)]} was frozen when the model was wrapped, so it would train "
-                "on each process by itself: wrap the model before BlockScheduler is built, while "
-                "all that is to train is trainable"
+                f"the wrap does not reduce {names[id(parameter)]}: it was frozen when the model "
+                "was wrapped, or is to be ignored; wrap the model before BlockScheduler is built, "
+                "while all that is to train is trainable"
             )
