@@ -10,46 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import distributed
 
 from blocksched import BlockScheduler, DynamicSuffix, StaticSuffix
 from blocksched.agreement import DisagreementError, Ranks
-from blocksched.finite import NotFiniteError
-from tests.conftest import TinyModel
-
-DYNAMIC = DynamicSuffix(
-    min_active=1, max_active=3, warmup_steps=0, probe_every=3, refresh_every=0,
-    freeze_start_step=4, require_stable=True, stability_window=2, stability_rel_change=10.0,
-    stability_cv=10.0, adapt_budget=True, final_full_frac=0.0, relevance_threshold=0.5,
-)  # fmt: skip
-
-
-def reduce(model):
-    """What DistributedDataParallel does: the mean of the gradients over the ranks."""
-    for p in model.parameters():
-        if p.grad is not None:
-            distributed.all_reduce(p.grad)
-            p.grad /= distributed.get_world_size()
-
-
-def build(schedule, **arguments):
-    torch.manual_seed(0)
-    model = TinyModel()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    arguments = arguments or {"total_steps": 40}
-    return model, optimizer, BlockScheduler(model, optimizer, schedule, **arguments)
-
-
-def one_step(model, optimizer, scheduler, batch, reduced=True, kind=torch.Tensor):
-    """A step on this rank's own batch; `kind` of loss goes to the scheduler. Returns the loss."""
-    loss = model.loss(batch)
-    loss.backward()
-    if reduced:
-        reduce(model)
-    optimizer.step()
-    optimizer.zero_grad()
-    scheduler.step(loss.item() if kind is float else loss.detach())
-    return loss.item()
+from tests.distributed.hand_loop import DYNAMIC, build, one_step, reduce
 
 
 def walk(rank, steps):
@@ -247,56 +212,6 @@ def test_resume_with_losses_pending(at, ranks):
     assert ranks(resumed, at, 10) == ranks(resumed, 99, 10)
 
 
-def faulty(rank, where, max_skipped=3):
-    """Answers, weights that moved and skips, when rank 1 is not finite at steps 2, 3 and 6."""
-    model, optimizer, scheduler = build(DYNAMIC, total_steps=40, max_skipped=max_skipped)
-    answers, moved = [], []
-    try:
-        for step in range(7):
-            optimizer.zero_grad()
-            loss = model.loss(step)
-            loss.backward()
-            if rank == 1 and step in (2, 3, 6):
-                if where == "loss":
-                    loss = loss * math.inf
-                else:
-                    model.head.weight.grad[0, 0] = math.nan
-            before = model.head.weight.clone()
-            answers.append(scheduler.finite(loss))
-            if answers[-1]:
-                optimizer.step()
-            scheduler.step(loss)
-            moved.append(not torch.equal(before, model.head.weight))
-        optimizer.zero_grad()
-        model.loss(7).backward()
-        with pytest.raises(RuntimeError, match="without an optimizer step"):
-            scheduler.step(1.0)
-    except NotFiniteError as error:
-        return str(error)
-    finally:
-        saved = scheduler.state_dict()
-        scheduler.close()
-    _, _, again = build(DYNAMIC)
-    again.load_state_dict(saved)
-    assert again.skipped == scheduler.skipped
-    again.close()
-    return answers, moved, scheduler.skipped
-
-
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_is_skipped_everywhere(where, ranks):
-    first, second = ranks(faulty, where, 2)
-    expected = [True, True, False, False, True, True, False]
-    assert first == second == (expected, expected, 3)
-
-
-def test_too_many_skips_are_an_error_everywhere(ranks):
-    first, second = ranks(faulty, "loss", 1)
-    assert first == second
-    assert "2 steps in a row, max_skipped is 1" in first
-    assert "since step 2" in first
-
-
 def odd_one_out(rank):
     """Plans when rank 1 alone gives a loss that is NaN, and misses a probe's update."""
     free = dataclasses.replace(DYNAMIC, require_stable=False, adapt_budget=False)
@@ -373,20 +288,3 @@ def test_processes_end_within_seconds(how, said, tmp_path):
     assert all(child.returncode for child in children)
     assert said in spoken[0]
     assert ("has had enough" if how == "leaves" else said) in spoken[1]
-
-
-def test_finite_on_one_process():
-    model, optimizer, scheduler = build(StaticSuffix(active=2), total_steps=9, max_skipped=0)
-    assert scheduler.ranks is None
-    model.loss(0).backward()
-    assert scheduler.finite(1.0)
-    assert scheduler.finite(torch.tensor(2.0))
-    model.head.weight.grad = None
-    empty = nn.Parameter(torch.empty(0))
-    empty.grad = torch.empty(0)
-    optimizer.add_param_group({"params": [empty]})
-    assert scheduler.finite(1.0)
-    nn.init.constant_(model.blocks[3].inner.weight.grad, math.inf)
-    with pytest.raises(NotFiniteError, match="1 steps in a row"):
-        scheduler.finite(1.0)
-    assert scheduler.skipped == 1
