@@ -24,6 +24,7 @@ from blocksched.schedules.base import (
 from blocksched.schedules.numbers import check_numbers, choice, number, text
 
 _TINY = 1e-12
+_HUGE = 1e150  # sums of squares of larger numbers overflow
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class DynamicState:
         freezing: whether freezing has started.
         losses: the latest losses, at most two stability windows, empty where no test needs them.
         reprobe: whether the next step outside recovery has to probe.
-        not_finite: readings discarded because they held a NaN or an infinity.
+        not_finite: readings discarded because they held a NaN, an infinity or more than 1e150.
     """
 
     n_blocks: int
@@ -359,7 +360,12 @@ def _finite(plan: Plan, reading: Reading) -> bool:
     if plan.probe and reading.relevance is None:
         return False
     numbers = [*(reading.relevance or ()), *([] if reading.loss is None else [reading.loss])]
-    return all(math.isfinite(value) for value in numbers)
+    return all(usable(value) for value in numbers)
+
+
+def usable(value: float) -> bool:
+    """Whether a loss or relevance is finite, and small enough to calculate with."""
+    return abs(value) < _HUGE
 
 
 def _limit(progress: Progress) -> int:

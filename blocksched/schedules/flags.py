@@ -5,7 +5,7 @@ and say so. Both forms of the rule meet here.
 """
 
 import dataclasses
-import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,7 +78,8 @@ def from_flags(name: str, config: Mapping[str, Any]) -> tuple[Schedule[Any], lis
 
 def _clamp_dynamic(numbers: dict[str, Any], n: int, warnings: list[str]) -> None:
     """Bring the numbers of a DynamicSuffix into the range that `n` blocks allow."""
-    staged = numbers["final_full_frac"] > 0 and numbers["final_recovery_mode"] == "staged"
+    window = _real(key("final_full_frac"), numbers["final_full_frac"])
+    staged = window > 0 and numbers["final_recovery_mode"] == "staged"
 
     def clamp(field: str, low: float, high: float, heard: bool = True) -> None:
         said = warnings if heard else []
@@ -95,9 +96,14 @@ def _clamp_dynamic(numbers: dict[str, Any], n: int, warnings: list[str]) -> None
 
 
 def _clamp(flag: str, value: Any, low: float, high: float, warnings: list[str]) -> Any:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
-        raise ValueError(f"{option(flag)} must be a number, got {value!r}: give one")
-    used = min(max(value, low), high)
+    used = min(max(_real(flag, value), low), high)
     if used != value:
         warnings.append(f"{option(flag)} {value} is outside {low}..{high}: {used} is used")
     return used
+
+
+def _real(flag: str, value: Any) -> Any:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not real or value != value:  # a NaN
+        raise ValueError(f"{option(flag)} must be a number, got {reprlib.repr(value)}: give one")
+    return value

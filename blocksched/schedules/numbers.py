@@ -5,10 +5,12 @@ help text, the range check and its error message all come from that line.
 """
 
 import dataclasses
-import math
+import reprlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+_LARGEST = 2**53  # beyond it not every whole number is a float
 _BOUNDS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
     ("ge", ">= {}", lambda value, bound: value >= bound),
     ("gt", "> {}", lambda value, bound: value > bound),
@@ -44,8 +46,8 @@ def check_numbers(owner: Any, label: Callable[[str], str] = str) -> None:
         options = field.metadata.get("options")
         if options is not None and value not in options:
             raise ValueError(
-                f"{label(field.name)} must be one of {', '.join(options)}, got {value!r}: "
-                "choose one of these"
+                f"{label(field.name)} must be one of {', '.join(options)}, got "
+                f"{reprlib.repr(value)}: choose one of these"
             )
         if value is None and (field.default is None or field.metadata.get("optional")):
             continue
@@ -54,9 +56,10 @@ def check_numbers(owner: Any, label: Callable[[str], str] = str) -> None:
         elif isinstance(field.default, int):
             whole = isinstance(value, int) and not isinstance(value, bool)
             _require(whole, label(field.name), "a whole number", value)
+            _require(abs(value) <= _LARGEST, label(field.name), "at most 2**53 in size", value)
         elif isinstance(field.default, float) or (field.default is None and value is not None):
             real = isinstance(value, (int, float)) and not isinstance(value, bool)
-            finite = real and -math.inf < value < math.inf
+            finite = real and abs(value) <= sys.float_info.max  # also of whole numbers
             _require(finite, label(field.name), "a finite number", value)
         _check_bounds(value, field.metadata, label(field.name))
 
@@ -70,4 +73,6 @@ def _check_bounds(value: Any, metadata: Any, name: str) -> None:
 
 def _require(holds: bool, name: str, rule: str, value: Any) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {rule}, got {value!r}: give a value in that range")
+        raise ValueError(
+            f"{name} must be {rule}, got {reprlib.repr(value)}: give a value in that range"
+        )

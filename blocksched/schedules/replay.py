@@ -7,6 +7,7 @@ smoothed relevance of each probe; the raw one that the schedule is fed follows f
 import collections
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from blocksched.schedules.flags import base_name, from_flags
 from blocksched.schedules.trace import DynamicTrace
 
 _PROBE_DECISIONS = ("freeze_enabled", "active_budget", "active_start_next", "active_layers_next")
+_MOST_BLOCKS = 100_000  # a schedule keeps a number for each
 _RECOVERY_DECISIONS = ("final_recovery_stage", "final_recovery_active_layers")
 
 
@@ -52,10 +54,20 @@ def _parts(recording: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     config, traces = recording["config"], recording.get("traces")
     if not isinstance(traces, Mapping) or not traces:
         raise ValueError("lacks `traces`, so there is nothing to replay: give a whole result file")
-    for flag in ("n_layers", "steps"):
+    for flag, most in (("n_layers", _MOST_BLOCKS), ("steps", 2**53)):
         value = config.get(flag)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"its config's {flag} must be a whole number >= 1, got {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise ValueError(
+                f"its config's {flag} must be a whole number >= 1 and <= {most}, got "
+                f"{reprlib.repr(value)}: give a file as it was written"
+            )
+    for flag, least in (("max_steps_multiplier", 1), ("time_budget_ms", 0)):
+        value = config.get(flag)
+        if value is not None and not (_is_number(value) and least <= value < math.inf):
+            raise ValueError(
+                f"its config's {flag} must be a finite number >= {least}, got "
+                f"{reprlib.repr(value)}: give a file as it was written"
+            )
     return config, traces
 
 
@@ -63,11 +75,14 @@ def _budget_ms(config: Mapping[str, Any], traces: Mapping[str, Any]) -> float | 
     """The time budget of the recorded run, None in step mode."""
     if not config.get("equal_time_budget", False):
         return None
-    fixed = config.get("time_budget_ms")
+    fixed: float | None = config.get("time_budget_ms")
     if fixed is not None:
-        return float(fixed)
+        return fixed
     if "full_update" not in traces:
-        raise ValueError("its budget is unknown: it has neither time_budget_ms nor full_update")
+        raise ValueError(
+            "its time budget is unknown, it has neither time_budget_ms nor full_update: give a "
+            "whole result file"
+        )
     total = 0.0
     for ms in _numbers("full_update", traces["full_update"], "step_times_ms"):
         total += ms
@@ -76,11 +91,16 @@ def _budget_ms(config: Mapping[str, Any], traces: Mapping[str, Any]) -> float | 
 
 def _numbers(name: str, trace: Any, key: str) -> list[float]:
     values = trace.get(key) if isinstance(trace, Mapping) else None
-    if not isinstance(values, list) or not all(
-        v is None or (isinstance(v, (int, float)) and not isinstance(v, bool)) for v in values
-    ):
+    if not isinstance(values, list) or not all(v is None or _is_number(v) for v in values):
         raise ValueError(f"traces.{name} lacks a list of numbers `{key}`: give a whole result file")
     return [math.nan if v is None else v for v in values]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number of JSON that can be calculated with; a boolean is none."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= 2**53
+    return isinstance(value, float)
 
 
 class _Run:
@@ -204,5 +224,8 @@ def _entries(name: str, trace: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if not isinstance(entries, list) or not all(
         isinstance(e, Mapping) and isinstance(e.get("step"), int) for e in entries
     ):
-        raise ValueError(f"traces.{name}.dynamic_trace must be a list of entries with a step")
+        raise ValueError(
+            f"traces.{name}.dynamic_trace must be a list of entries with a step: give a whole "
+            "result file"
+        )
     return entries

@@ -1,12 +1,11 @@
 """The story of a dynamic_suffix run, in the fields of the original experiment's dynamic_trace."""
 
 import collections
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from blocksched.schedules.base import Plan, Progress, Reading
-from blocksched.schedules.dynamic_suffix import DynamicState, DynamicSuffix, stability
+from blocksched.schedules.dynamic_suffix import DynamicState, DynamicSuffix, stability, usable
 
 
 class DynamicTrace:
@@ -44,7 +43,7 @@ class DynamicTrace:
         self, step: int, plan: Plan, reading: Reading, old: DynamicState, new: DynamicState
     ) -> None:
         """Take in what the step gave back, with the state before and after."""
-        if reading.loss is not None and math.isfinite(reading.loss):
+        if reading.loss is not None and usable(reading.loss):
             self._losses.append(reading.loss)
         if not plan.probe:
             return

@@ -183,6 +183,8 @@ def test_stability_limits(rel_change, cv, stable):
         (False, Reading(NAN)),
         (False, Reading(-INF)),
         (False, Reading(1.0, (NAN, 1.0))),
+        (False, Reading(-1e150)),  # its square, added to another, would overflow
+        (True, Reading(1.0, (1e200, 1.0))),
     ],
 )
 def test_a_reading_that_is_not_finite_only_calls_for_another(probe, reading):

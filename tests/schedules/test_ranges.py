@@ -2,6 +2,7 @@
 
 import math
 import re
+import reprlib
 
 import pytest
 
@@ -55,12 +56,15 @@ RANGES = [
     ("loss_lower", math.nan, "a finite number"),
     ("eps", "0", "a finite number"),
     ("loss_ema_decay", math.nan, "a finite number"),
+    ("loss_upper", 2**1024 - 1, "a finite number"),
+    ("stability_window", 2**53 + 1, "at most 2**53 in size"),
+    ("freeze_start_step", -(2**53) - 1, "at most 2**53 in size"),
 ]
 
 
 @pytest.mark.parametrize(("field", "value", "rule"), RANGES)
 def test_out_of_range(field, value, rule):
-    start = re.escape(f"{field} must be {rule}, got {value!r}: ")
+    start = re.escape(f"{field} must be {rule}, got {reprlib.repr(value)}: ")
     with pytest.raises(ValueError, match=f"^{start}({REMEDY}|choose one of these)$"):
         DynamicSuffix(**{field: value})
 

@@ -1,6 +1,7 @@
 """Replay of older files, of other names and budgets, and of files that are broken."""
 
 import copy
+import math
 import re
 
 import pytest
@@ -177,6 +178,13 @@ RUN = ("traces", "dynamic_suffix")
             changed((*RUN, "dynamic_trace", 1, "ema_scores", 0), ...),
             "step 2: 3 ema_scores for 4 blocks",
         ),
+        (changed(("config", "n_layers"), 10**9), "n_layers must be a whole number >= 1 and <= 1"),
+        (changed(("config", "steps"), 10**400), "steps must be a whole number >= 1 and <= 90"),
+        (changed(("config", "max_steps_multiplier"), "33"), "multiplier must be a finite number"),
+        (changed(("config", "time_budget_ms"), "5"), "time_budget_ms must be a finite number >= 0"),
+        (changed(("config", "dyn_final_full_frac"), "0.1"), "--dyn-final-full-frac must be a numb"),
+        (changed(("config", "dyn_min_active_layers"), math.nan), "--dyn-min-active-layers must be"),
+        (changed((*RUN, "train_losses", 3), 10**400), "lacks a list of numbers `train_losses`"),
         (changed(("traces", "other_suffix"), trace([4])), "unknown schedule 'other_suffix'"),
         ({"config": OLD | {"equal_time_budget": True}, "traces": {"static_suffix": trace([2])}},
          "budget is unknown"),
@@ -189,3 +197,10 @@ def test_a_file_that_is_not_whole_raises(recording, message):
 
 def test_the_untouched_file_is_whole():
     assert replay(changed(("config", "steps"), 6)) == (18, [])
+
+
+def test_a_loss_too_large_for_the_stability_test():
+    recording = old()
+    recording["config"] |= {"dyn_require_stable": True, "dyn_stability_window": 1}
+    recording["traces"]["dynamic_suffix"]["train_losses"] = [1e308, 1e308, -1e308, 1e200, 1.0, 1.0]
+    assert len(replay(recording)[1]) > 0
