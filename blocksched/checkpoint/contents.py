@@ -75,6 +75,7 @@ class Run:
             "processes": 1 if self.scheduler.ranks is None else self.scheduler.ranks.world,
             "devices": [device.type for device in self._cuda()] or ["cpu"],
             "schedule": str(self.scheduler.schedule),
+            "blocks": list(self.scheduler.blocks.names),
             "model": {key: _shape(value) for key, value in self.model.state_dict().items()},
             "optimizers": [
                 {
@@ -95,7 +96,7 @@ class Run:
 
 def difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
     """How a saved description differs from this run's, None if it does not."""
-    for what in ("processes", "devices", "schedule"):
+    for what in ("processes", "devices", "schedule", "blocks"):
         if saved[what] != ours[what]:
             return f"{what}: saved {saved[what]}, this run has {ours[what]}"
     for name in [*saved["model"], *ours["model"]]:

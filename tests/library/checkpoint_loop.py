@@ -37,15 +37,18 @@ def two_optimizers(model):
 class Loop:
     """Draws its batches and dropout from every source of random numbers there is."""
 
-    def __init__(self, make=torch_adamw, schedule=DYNAMIC, width=8, steps=STEPS):
+    def __init__(self, make=torch_adamw, schedule=DYNAMIC, width=8, blocks=None):
         torch.manual_seed(0)
         random.seed(0)
         numpy.random.seed(0)
         self.model = TinyModel(width=width, norm=True)
+        chosen = None if blocks is None else self.model.blocks[:blocks]
         for block in self.model.blocks:
             block.norm = nn.Sequential(block.norm, nn.Dropout(0.2))
         self.optimizers = make(self.model)
-        self.scheduler = bs.BlockScheduler(self.model, self.optimizers, schedule, total_steps=steps)
+        self.scheduler = bs.BlockScheduler(
+            self.model, self.optimizers, schedule, total_steps=STEPS, blocks=chosen
+        )
         self.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=3)
         self.data = torch.Generator().manual_seed(3)
 

@@ -190,6 +190,7 @@ def deeper(model):
         ({"make": two_optimizers}, "optimizers: saved AdamW, this run has SGD, AdamW"),
         ({"make": other_order}, "number 0 holds other parameters, or in another order"),
         ({"schedule": bs.StaticSuffix(active=2)}, "this run has StaticSuffix(active=2)"),
+        ({"blocks": 3}, "this run has ['blocks.0', 'blocks.1', 'blocks.2']"),
     ],
 )
 def test_another_run(folder, build, said):
