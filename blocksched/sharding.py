@@ -61,9 +61,16 @@ def warm_up(model: nn.Module) -> list[Any]:
     At the first forward it learns from what is trainable in which dtype a module's gradients are
     reduced; one frozen then crashes once thawed (pytorch#186998). unshard() would not do: the first
     forward learns again.
+
+    Raises ValueError for sharded weights on the meta device.
     """
     kind = _known("torch.distributed.fsdp", "FSDPModule")
     sharded: list[Any] = [module for module in model.modules() if isinstance(module, kind)]
+    if sharded and any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "the model is sharded but still on the meta device: give it its weights before "
+            "BlockScheduler is built (model.to_empty(device=...), then load them)"
+        )
     inner = {id(part) for module in sharded for part in module.modules() if part is not module}
     for module in sharded:
         if id(module) not in inner:

@@ -56,10 +56,8 @@ def train(model, optimizer, scheduler, steps, rank=None):
     return plans
 
 
-def trained(model, optimizer):
-    """Weights, moments and step counts, on one process or of all shards."""
+def trained(optimizer):
+    """For each parameter the weights, moments and step count, on one process or of all shards."""
     names = "exp_avg", "exp_avg_sq", "step"
-    return {
-        name: [whole(p), *(whole(optimizer.state[p][key]) for key in names)]
-        for name, p in model.named_parameters()
-    }
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return [[whole(p), *(whole(optimizer.state[p][key]) for key in names)] for p in params]

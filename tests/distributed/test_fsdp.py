@@ -24,7 +24,7 @@ def setup(kind, dtype, sharded, **arguments):
 def one_process(kind, dtype):
     model, optimizer, scheduler = setup(kind, dtype, sharded=False)
     plans = train(model, optimizer, scheduler, range(STEPS))
-    return plans, trained(model, optimizer)
+    return plans, trained(optimizer)
 
 
 def two_processes(rank, kind, reshard):
@@ -33,14 +33,14 @@ def two_processes(rank, kind, reshard):
     )
     plans = train(model, optimizer, scheduler, range(STEPS), rank)
     scheduler.close()
-    return plans, trained(model, optimizer)
+    return plans, trained(optimizer)
 
 
 def distance(some, others):
     """The largest difference of weights, of first and of second moments; steps must be equal."""
     pairs = [
         [torch.tensor(a, dtype=torch.float64) - torch.tensor(b) for a, b in zip(*both, strict=True)]
-        for both in ((some[name], others[name]) for name in others)
+        for both in zip(some, others, strict=True)
     ]
     *rest, steps = [
         max(d.abs().max().item() for d in column) for column in zip(*pairs, strict=True)
