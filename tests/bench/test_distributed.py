@@ -14,6 +14,7 @@ from bench.config import UserError
 from bench.run import main
 from bench.tasks.text import TextTask
 from tests.bench.conftest import TINY
+from tests.bench.test_faults import poisoned
 from tests.distributed.pool import Pool
 
 FROZEN = (
@@ -144,6 +145,22 @@ def test_sigterm_on_one_rank_stops_both_after_the_same_step(both, tmp_path):
     assert both(*flags)[0][0] == 0
     for ours, wanted in zip(ended["results"], json.loads(path.read_text())["results"], strict=True):
         assert ours["weights_sha256"] == wanted["weights_sha256"] is not None
+
+
+def poisoned_on(rank: int, argv: list[str]):
+    """NaN on rank 1 only, in step 3."""
+    with poisoned(lambda _, step: rank == 1 and step == 3):
+        return bench_on(rank, argv)
+
+
+def test_ranks_leave_out_the_same_step(both, tmp_path):
+    path = tmp_path / "r.json"
+    flags = [*FROZEN.split(), *ALL.split(), "--json-out", str(path)]
+    assert [code for code, _, _ in both(*flags, function=poisoned_on)] == [0, 0]
+    result = json.loads(path.read_text())
+    assert [row["skipped_steps"] for row in result["results"]] == [1, 1, 1]
+    for trace in result["traces"].values():
+        assert [t for t, loss in enumerate(trace["train_losses"]) if loss is None] == [3]
 
 
 def fails_on(rank: int, argv: list[str]):
