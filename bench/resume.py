@@ -123,6 +123,7 @@ class _Together:
     def __init__(self, arms: Sequence[Arm]) -> None:
         self.model = nn.ModuleList(arm.model for arm in arms)
         self.schedule = [str(arm.schedule) for arm in arms]
+        self.blocks = arms[0].scheduler.blocks
         self.ranks = arms[0].scheduler.ranks
         self._schedulers = [arm.scheduler for arm in arms]
 
