@@ -62,7 +62,9 @@ def gpt2(_rank, width):
     return found
 
 
-@pytest.mark.parametrize(("width", "unpacked"), [(384, 0.354), (768, 0.25)])
+@pytest.mark.parametrize(
+    ("width", "unpacked"), [(384, 0.354), pytest.param(768, 0.25, marks=pytest.mark.soak)]
+)
 def test_a_quarter_of_the_blocks_costs_a_quarter_of_the_bytes(width, unpacked, ranks):
     found, other = ranks(gpt2, width)
     assert found == other

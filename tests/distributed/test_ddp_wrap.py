@@ -14,7 +14,7 @@ from tests.loops.conftest import Walk
 
 
 def parts(schedule=None, wrap=True, group=None, before=None, hook=None, **options):
-    """A model, wrapped after `before` saw it, and its scheduler."""
+    """A model, wrapped after `before` saw it, its scheduler and its optimizer."""
     torch.manual_seed(0)
     model = wrapped = Model(width=16)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -27,7 +27,8 @@ def parts(schedule=None, wrap=True, group=None, before=None, hook=None, **option
         wrapped.register_comm_hook(None, hook)
     model.requires_grad_(True)
     schedule = schedule or bs.StaticSuffix(active=2)
-    return wrapped, bs.BlockScheduler(wrapped, optimizer, schedule, total_steps=99, group=group)
+    scheduler = bs.BlockScheduler(wrapped, optimizer, schedule, total_steps=99, group=group)
+    return wrapped, scheduler, optimizer
 
 
 def freeze(model):
@@ -39,8 +40,8 @@ def ignore(model):
 
 
 def too_late(_rank):
-    model, scheduler = parts(wrap=False)
-    return DistributedDataParallel(model, find_unused_parameters=True), scheduler
+    model, *others = parts(wrap=False)
+    return DistributedDataParallel(model, find_unused_parameters=True), *others
 
 
 def alone(rank):
@@ -57,7 +58,7 @@ WRONG = {
     "frozen in part": (lambda _: parts(before=freeze), "not reduce blocks.1.inner.bias: "),
     "ignored": (lambda _: parts(before=ignore), "not reduce embed.weight: "),
     "too late": (too_late, "not reduce embed.weight: "),
-    "another model": (lambda _: (parts()[0], parts()[1]), "blocks.3, which are not"),
+    "another model": (lambda _: (parts()[0], *parts()[1:]), "blocks.3, which are not"),
     "hooked": (lambda _: parts(hook=allreduce_hook), "communication hook allreduce_hook already"),
     "planned apart": (
         lambda rank: parts(group=alone(rank)),
@@ -67,7 +68,7 @@ WRONG = {
 
 
 def message(rank, case):
-    model, scheduler = WRONG[case][0](rank)
+    model, scheduler, _ = WRONG[case][0](rank)
     with pytest.raises(ValueError, match=": ") as error:
         prepare_ddp(model, scheduler)
     return str(error.value)
@@ -79,27 +80,28 @@ def test_a_wrap_that_cannot_work_is_refused(case, ranks):
         assert WRONG[case][1] in said
 
 
-def train(model, scheduler, half, steps=STEPS):
+def train(model, scheduler, optimizer, half, steps=STEPS):
     """Weights after some steps of SGD on the batches of one rank."""
     for i in range(steps):
         loss = loss_of(model, batch(i, half))
         loss.backward()
-        for optimizer in scheduler._optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         scheduler.step(loss)
     return [plain(p) for p in model.parameters()]
 
 
 def sent(rank):
     """Bytes that each step of Walk sent, and bytes of the parameters that trained in it."""
-    model, scheduler = parts(Walk(), before=lambda m: m.blocks.bfloat16(), bucket_cap_mb=0.002)
+    model, scheduler, optimizer = parts(
+        Walk(), before=lambda m: m.blocks.bfloat16(), bucket_cap_mb=0.002
+    )
     traffic = prepare_ddp(model, scheduler)
     found = []
     for _ in range(STEPS):
         before = traffic.bytes
         trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-        train(model, scheduler, rank, steps=1)
+        train(model, scheduler, optimizer, rank, steps=1)
         found.append((traffic.bytes - before, trained))
     return found
 
@@ -113,14 +115,14 @@ def test_what_trains_is_sent_and_nothing_else(ranks):
 
 def again(rank):
     """After one scheduler is closed the next one takes over the wrap, thawing included."""
-    model, scheduler = parts()
+    model, scheduler, optimizer = parts()
     traffic = prepare_ddp(model, scheduler)
-    train(model, scheduler, rank, steps=3)
+    train(model, scheduler, optimizer, rank, steps=3)
     scheduler.close()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = bs.BlockScheduler(model.module, optimizer, Walk(), total_steps=99)
     assert prepare_ddp(model, scheduler) is traffic
-    return train(model, scheduler, rank)
+    return train(model, scheduler, optimizer, rank)
 
 
 def test_a_wrap_can_be_prepared_again(ranks):
@@ -129,9 +131,9 @@ def test_a_wrap_can_be_prepared_again(ranks):
 
 
 def by_ddp_itself(rank):
-    model, scheduler = parts(bs.FullUpdate(), bucket_cap_mb=0.002)
+    model, scheduler, optimizer = parts(bs.FullUpdate(), bucket_cap_mb=0.002)
     prepare_ddp(model, scheduler)
-    ours = train(model, scheduler, rank)
+    ours = train(model, scheduler, optimizer, rank)
     return ours == train(*parts(bs.FullUpdate(), bucket_cap_mb=0.002), rank)
 
 
@@ -152,15 +154,17 @@ def in_groups(rank):
     """Whether a wrap over this rank alone trains as no wrap, and one over a new group of both as
     one over the default group."""
     own = alone(rank)
-    model, scheduler = parts(Walk(), group=own, process_group=own)
+    model, scheduler, optimizer = parts(Walk(), group=own, process_group=own)
     assert scheduler.ranks is None
     prepare_ddp(model, scheduler)
-    by_itself = train(model, scheduler, rank) == train(*parts(Walk(), group=own, wrap=False), rank)
+    by_itself = train(model, scheduler, optimizer, rank) == train(
+        *parts(Walk(), group=own, wrap=False), rank
+    )
     weights = []
     for group in (distributed.new_group([0, 1]), None):
-        model, scheduler = parts(Walk(), group=group, process_group=group)
+        model, scheduler, optimizer = parts(Walk(), group=group, process_group=group)
         prepare_ddp(model, scheduler)
-        weights.append(train(model, scheduler, rank))
+        weights.append(train(model, scheduler, optimizer, rank))
     return by_itself, weights[0] == weights[1]
 
 
