@@ -57,7 +57,6 @@ class Updates:
         """Begin a step, which is measured if `probe`."""
         self._probe = probe
         self._stepped.clear()
-        self._sums.clear()
 
     def sums(self) -> Tensor | None:
         """This rank's share of the sums of all blocks, which over the ranks add up to the whole.

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from blocksched import StaticSuffix
+from blocksched import BlockScheduler, StaticSuffix
 from blocksched.finite import NotFiniteError
+from tests.distributed.fsdp import batch_loss, shard
+from tests.distributed.fsdp import build as build_sharded
 from tests.distributed.hand_loop import DYNAMIC, build
 
 
@@ -76,3 +78,21 @@ def test_finite_on_one_process():
     with pytest.raises(NotFiniteError, match="1 steps in a row"):
         scheduler.finite(1.0)
     assert scheduler.skipped == 1
+
+
+def sharded(rank):
+    """Whether a step counts as finite when one shard, on rank 1, is not."""
+    model = shard(build_sharded())
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = BlockScheduler(model, optimizer, StaticSuffix(active=2), total_steps=9)
+    batch_loss(model, 0, rank).backward()
+    answers = [scheduler.finite(1.0)]
+    if rank == 1:
+        model.blocks[3].inner.weight.grad.to_local()[0, 0] = math.nan
+    answers.append(scheduler.finite(1.0))
+    scheduler.close()
+    return answers
+
+
+def test_a_shard_that_is_not_finite(ranks):
+    assert ranks(sharded) == [[True, False]] * 2

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import blocksched.scheduler
+import blocksched.updates
 from blocksched import BlockScheduler, DynamicSuffix, FullUpdate, StaticSuffix
 
 MOVING = DynamicSuffix(
@@ -111,6 +112,11 @@ def test_one_copy_to_the_host_per_probe_and_none_besides(tiny, monkeypatch):
             assert func is not torch.ops.aten._local_scalar_dense.default, "the host waited"
             return func(*args, **(kwargs or {}))
 
+    measured = []
+    sums = blocksched.updates.block_sums
+    monkeypatch.setattr(
+        blocksched.updates, "block_sums", lambda *given: measured.append(1) or sums(*given)
+    )
     monkeypatch.setattr(blocksched.scheduler, "_to_host", counted)
     model = tiny()
     optimizer = sgd(model)
@@ -124,6 +130,7 @@ def test_one_copy_to_the_host_per_probe_and_none_besides(tiny, monkeypatch):
             optimizer.zero_grad()
             scheduler.step(loss)
         assert len(copies) - before == int(probe)
+        assert len(measured) == len(copies)  # what is not asked for is not measured
 
 
 def test_the_gate_reads_losses_only_once_it_is_pending_and_then_the_last_2w(tiny, monkeypatch):
