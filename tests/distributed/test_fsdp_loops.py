@@ -60,11 +60,10 @@ def test_a_frozen_block_with_a_gradient(ranks):
     ranks(frozen_with_gradient)
 
 
-def run(rank, update, make=torch.optim.AdamW, change=lambda model: None):
+def run(rank, update, make=torch.optim.AdamW, wrap=shard):
     """A run in which `update(model, optimizer, scheduler, step, rank)` makes each step."""
-    model = build()
-    change(model)
-    optimizer, scheduler = scheduled(shard(model), make=make)
+    model = wrap(build())
+    optimizer, scheduler = scheduled(model, make=make)
     for step in range(STEPS):
         update(model, optimizer, scheduler, step, rank)
         scheduler.step()
@@ -129,19 +128,20 @@ def skipped_if_not_finite(model, optimizer, scheduler, step, rank):
 def checkpointed(model):
     for i, block in enumerate(model.blocks):
         model.blocks[i] = checkpoint_wrapper(block)
+    return shard(model)
 
 
 LOOPS = {
-    "accumulated": (accumulated, lambda model: None),
-    "kept_zeros": (kept_zeros, lambda model: None),
-    "skipped_if_not_finite": (skipped_if_not_finite, lambda model: None),
+    "accumulated": (accumulated, shard),
+    "kept_zeros": (kept_zeros, shard),
+    "skipped_if_not_finite": (skipped_if_not_finite, shard),
     "checkpointed": (plain, checkpointed),
 }
 
 
 def as_the_plain_loop(rank, name):
-    update, change = LOOPS[name]
-    return run(rank, update, change=change) == run(rank, plain)
+    update, wrap = LOOPS[name]
+    return run(rank, update, wrap=wrap) == run(rank, plain)
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -175,7 +175,7 @@ def test_optimizers_that_hooks_step(kind, ranks):
     assert ranks(in_backward, kind) == [True, True]
 
 
-def cached(rank):
+def cached(_rank):
     model = shard(build())
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(ValueError, match="leave out cache="):
