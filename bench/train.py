@@ -157,11 +157,11 @@ class Arm:
         for _ in range(steps):
             self._step(asked)
             if self.finished:
-                self.settle()
                 self._finish()
             elif self.fraction * EVALUATIONS >= len(self.val_trace):
                 self._evaluate()
             if self.finished or self.asked_to_stop:
+                self.settle()
                 break
         return len(self.val_trace) > before
 
