@@ -13,6 +13,7 @@ from blocksched.schedules.flags import CLAMPED, NAMES, base_name, key, option
 from blocksched.schedules.numbers import check_numbers, choice, number, text
 
 FUSED = "full_update+fused"
+_MOST = 2**40  # numbers in one place: no machine holds as many
 
 
 class UserError(Exception):
@@ -98,7 +99,7 @@ class Config:
     )
     seed: int = number(42, "the seed of weights and batches", ge=0, le=2**31 - 1)
     dmodel: int = number(1024, "width", ge=1)
-    n_layers: int = number(18, "number of blocks", ge=1)
+    n_layers: int = number(18, "number of blocks", ge=1, le=10_000)
     n_heads: int = number(0, "tasks on text: attention heads (0: one per 64 of the width)", ge=0)
     pretrain_steps: int = number(1000, "task finetune: full steps of pretraining", ge=1)
     pretrain_lr: float = number(3e-4, "task finetune: learning rate of pretraining", gt=0)
@@ -263,6 +264,7 @@ def resolve(given: dict[str, Any]) -> Config:
     if config.lr_decay == "auto":
         by_task = "constant" if config.task == "teacher" else "linear"
         config = dataclasses.replace(config, lr_decay=by_task)
+    _check_sizes(config)
     _check_together(config)
     if config.dtype == "bfloat16" and device.type == "cuda":
         with torch.cuda.device(device):
@@ -284,7 +286,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(name if name.startswith(("cpu", "cuda")) else "meta")
     except RuntimeError:
         device = torch.device("meta")
     local = os.environ.get("LOCAL_RANK")
@@ -303,6 +305,24 @@ def resolve_device(name: str) -> torch.device:
             "one of these"
         )
     return device
+
+
+def _check_sizes(config: Config) -> None:
+    tokens = config.batch_size * config.seq_len
+    hidden = config.dmodel * config.hidden_mult
+    sizes = {
+        "--n-layers x --dmodel x --dmodel x --hidden-mult": config.n_layers
+        * config.dmodel
+        * hidden,
+        "--batch-size x --seq-len x --dmodel x --hidden-mult": tokens * hidden,
+        "--batch-size x --seq-len x --val-batches": tokens * config.val_batches,
+    }
+    for product, size in sizes.items():
+        if size > _MOST:
+            raise UserError(
+                f"{product} must be at most {_MOST}, for no machine holds more, got {size}: lower "
+                "one of them"
+            )
 
 
 def _check_together(config: Config) -> None:

@@ -87,10 +87,10 @@ def output_path(config: Config) -> Path:
         path, flag = Path(config.out) / f"{config.task}-{now}-{os.getpid()}.json", "--out"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
+        if path.exists() and not path.is_file():
+            raise FileExistsError(0, "it is a folder or a device")  # /dev/null would be replaced
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp"):
+            pass  # as `write_whole` will, its longer name included
     except OSError as error:
         raise UserError(
             f"{flag} must name a place that can be written, got {path} ({error.strerror}): "

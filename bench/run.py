@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             finally:
                 processes.stop()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
             return 2
 
 
@@ -65,7 +65,7 @@ def replay_files(names: Sequence[str]) -> int:
     differ = False
     for name in names:
         try:
-            steps, differences = replay(json.loads(Path(name).read_text()))
+            steps, differences = replay(json.loads(Path(name).read_bytes()))
         except OSError as error:
             raise UserError(
                 f"{name} cannot be read ({error.strerror}): give a result file"
@@ -74,7 +74,11 @@ def replay_files(names: Sequence[str]) -> int:
             raise UserError(
                 f"{name} is not JSON or is cut off ({error}): give a whole result file"
             ) from None
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name} is not text ({error}): give a whole result file") from None
+        except RecursionError:
+            raise UserError(f"{name} is nested too deeply: give a result file") from None
+        except ValueError as error:
             raise UserError(f"{name} cannot be replayed: {error}") from None
         print(f"{name}: {steps} steps, {len(differences)} differences")
         for difference in differences[:_SHOWN]:
@@ -153,4 +157,5 @@ def _greet(config: Config, task: Task, processes: Processes) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     sys.exit(main())

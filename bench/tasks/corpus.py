@@ -57,7 +57,7 @@ def _checked(corpus: Corpus, least: int) -> Corpus:
 def _split(source: str, files: list[tuple[str, bytes]]) -> Corpus:
     digest = hashlib.sha256()
     for name, content in files:
-        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
     if len(files) == 1:
         content = files[0][1]

@@ -61,11 +61,11 @@ def _parts(recording: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
                 f"its config's {flag} must be a whole number >= 1 and <= {most}, got "
                 f"{reprlib.repr(value)}: give a file as it was written"
             )
-    for flag, least in (("max_steps_multiplier", 1), ("time_budget_ms", 0)):
+    for flag, least, high in (("max_steps_multiplier", 1, 1e6), ("time_budget_ms", 0, 1e300)):
         value = config.get(flag)
-        if value is not None and not (_is_number(value) and least <= value < math.inf):
+        if value is not None and not (_is_number(value) and least <= value <= high):
             raise ValueError(
-                f"its config's {flag} must be a finite number >= {least}, got "
+                f"its config's {flag} must be a number >= {least} and <= {high:g}, got "
                 f"{reprlib.repr(value)}: give a file as it was written"
             )
     return config, traces
@@ -185,8 +185,8 @@ class _Run:
         steps: int = self.config["steps"]
         if self.budget_ms is None:
             return steps
-        most: int = round(steps * self.config.get("max_steps_multiplier", 3.0))
-        return max(steps, most)
+        multiplier: float = self.config.get("max_steps_multiplier") or 3.0
+        return max(steps, round(steps * multiplier))
 
     def _raw_relevance(self) -> dict[int, list[float]]:
         """Relevance of each recorded probe, from the smoothed one and the one before it."""

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,14 @@ BAD = [
     ("--json-out TMP/short.txt/deep/r.json", ["--json-out", "short.txt", "choose another"]),
     ("--out TMP/short.txt", ["--out", "short.txt", "choose another"]),
     ("--json-out TMP/empty", ["--json-out", "empty", "folder", "choose another"]),
+    ("--json-out /dev/null", ["--json-out", "/dev/null", "device", "choose another"]),
+    (f"--json-out TMP/{'n' * 250}", ["--json-out", "too long", "choose another"]),
+    ("--device mkldnn", ["--device", "mkldnn", "choose"]),
+    ("--n-layers 10001", ["--n-layers", "10001", "give"]),
+    ("--dmodel 10000000", ["--n-layers x --dmodel", "1600000000000000", "lower"]),
+    ("--batch-size 9000000000", ["--batch-size", "9216000000000", "lower"]),
+    ("--val-batches 90000000000", ["--val-batches", "2880000000000", "lower"]),
+    ("--dyn-stability-window 9007199254740993", ["--dyn-stability-window", "at most", "give"]),
     ("--task other", ["--task", "'other'", "teacher"]),
     ("--dtype float16", ["--dtype", "'float16'", "bfloat16"]),
     ("--preset huge", ["--preset", "'huge'", "small"]),
@@ -141,7 +151,7 @@ REPLAYS = {
     "text.json": (b"not json", "not JSON"),
     "cut.json": (json.dumps(WHOLE).encode()[:-40], "cut off"),
     "none.json": (b"", "cut off"),
-    "bytes.json": (b"\xff\xfe\x00", ""),
+    "bytes.json": (b"\xff\xfe\x00", "not text"),
     "bare.json": (json.dumps({"config": WHOLE["config"]}).encode(), "traces"),
     "no_traces.json": (json.dumps(WHOLE | {"traces": {}}).encode(), "traces"),
     "list.json": (b"[1, 2]", "not a result file"),
@@ -152,7 +162,7 @@ REPLAYS = {
 
 @pytest.mark.parametrize("name", [*REPLAYS, "deep.json"])
 def test_replay_refuses(name, tmp_path, capsys):
-    content, word = REPLAYS.get(name, (b"[" * 100_000, ""))
+    content, word = REPLAYS.get(name, (b"[" * 100_000, "nested"))
     (tmp_path / name).write_bytes(content)
     said = refusal(capsys, ["--replay", str(tmp_path / name)])
     assert name in said
@@ -162,6 +172,25 @@ def test_replay_refuses(name, tmp_path, capsys):
 def test_replay_of_nothing(tmp_path, capsys):
     assert "gone.json" in refusal(capsys, ["--replay", str(tmp_path / "gone.json")])
     assert str(tmp_path) in refusal(capsys, ["--replay", str(tmp_path)])
+
+
+def test_a_name_in_two_lines_is_refused_in_one(tmp_path, capsys):
+    assert "o ne.json" in refusal(capsys, ["--replay", str(tmp_path / "o\nne.json")])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32"])
+def test_replay_reads_other_encodings(encoding, tmp_path):
+    (tmp_path / "r.json").write_bytes(json.dumps(WHOLE).encode(encoding))
+    assert bench.run.main(["--replay", str(tmp_path / "r.json")]) == 0
+
+
+def test_names_that_are_not_text_can_be_shown(tmp_path):
+    path = tmp_path / "\udcff.json"
+    path.write_text(json.dumps(WHOLE))
+    command = [sys.executable, bench.run.__file__, "--replay", path]
+    shown = subprocess.run(command, capture_output=True, check=False)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert b"\\udcff.json: 3 steps" in shown.stdout
 
 
 NUMERIC = [a.option_strings[0] for a in parser()._actions if a.type in (int, float)]
