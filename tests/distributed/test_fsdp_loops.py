@@ -43,6 +43,20 @@ def test_an_active_block_without_a_gradient(ranks):
     ranks(without_gradient)
 
 
+def without_gradient_nor_update(rank):
+    """The blocks below the top one get no gradient, so that no hook steps their optimizers."""
+    model = build()
+    model.blocks[3] = Cut(model.blocks[3])
+    _, scheduler = hooked(shard(model), torch.optim.AdamW, blocks="blocks")
+    batch_loss(model, 0, rank).backward()
+    with pytest.raises(RuntimeError, match=r"block 0 \(blocks.0\) is active and ran but got no"):
+        scheduler.step()
+
+
+def test_an_active_block_without_a_gradient_that_no_hook_steps(ranks):
+    ranks(without_gradient_nor_update)
+
+
 def frozen_with_gradient(rank):
     model = shard(build())
     mechanism = Mechanism(find_blocks(model))
@@ -149,10 +163,8 @@ def test_to_the_bit_as_the_plain_loop(name, ranks):
     assert ranks(as_the_plain_loop, name) == [True, True]
 
 
-def in_backward(rank, kind):
+def hooked(model, make, **arguments):
     """An optimizer for each parameter, which hooks step; the scheduler is given all of them."""
-    make = {"torch": torch.optim.AdamW, "ours": bs.AdamW}[kind]
-    model = shard(build())
     optimizers = {p: make([p], lr=0.01) for p in model.parameters()}
 
     def step_one(parameter):
@@ -161,12 +173,19 @@ def in_backward(rank, kind):
 
     for p in optimizers:
         p.register_post_accumulate_grad_hook(step_one)
-    scheduler = BlockScheduler(model, list(optimizers.values()), MOVING, total_steps=STEPS)
+    several = list(optimizers.values())
+    return several, BlockScheduler(model, several, MOVING, total_steps=STEPS, **arguments)
+
+
+def in_backward(rank, kind):
+    make = {"torch": torch.optim.AdamW, "ours": bs.AdamW}[kind]
+    model = shard(build())
+    optimizers, scheduler = hooked(model, make)
     for step in range(STEPS):
         batch_loss(model, step, rank).backward()
         scheduler.step()
     scheduler.close()
-    found = [part for optimizer in optimizers.values() for part in trained(optimizer)]
+    found = [part for optimizer in optimizers for part in trained(optimizer)]
     return found == run(rank, plain, make)
 
 
