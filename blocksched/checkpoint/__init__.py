@@ -1,23 +1,21 @@
 """Checkpoints of a whole run, for one's own loop."""
 
-import contextlib
 import dataclasses
 import json
-import pickle
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from blocksched.agreement import Ranks
-from blocksched.checkpoint import folders, shards
+from blocksched.checkpoint import folders, shards, tensors
 from blocksched.checkpoint.contents import Run, difference
 from blocksched.checkpoint.folders import CheckpointError
+from blocksched.checkpoint.ranks import together, told
 from blocksched.scheduler import BlockScheduler
 
 __all__ = ["CheckpointError", "Loaded", "load_checkpoint", "save_checkpoint"]
@@ -72,33 +70,32 @@ def save_checkpoint(
     ranks = scheduler.ranks
     rank = 0 if ranks is None else ranks.rank
     name = ""
-    with _together(ranks):
+    with together(ranks):
         if rank == 0:
             name = folders.begin(Path(folder), step).name
-    temporary = Path(folder) / _told(ranks, name)[0]
+    temporary = Path(folder) / told(ranks, name)[0]
     try:
         files: dict[str, Any] = {}
         sharded: dict[str, Any] = {}
-        with _together(ranks):
-            shared, sharded = _take_out(run)
+        with together(ranks):
+            shared, sharded = shards.take_out(run.shared(), run.parameters())
             if rank == 0:
                 for part, value in shared.items():
-                    files[f"{part}.pt"] = _write(temporary / f"{part}.pt", value)
+                    files[f"{part}.pt"] = tensors.write(temporary / f"{part}.pt", value)
             own = f"rank-{rank:05d}.pt"
-            files[own] = _write(temporary / own, run.own(extra))
+            files[own] = tensors.write(temporary / own, run.own(extra))
         if sharded:
             shards.write(sharded, temporary / shards.FOLDER, _group(ranks))
-        with _together(ranks):
+        with together(ranks):
             for path in shards.written(temporary / shards.FOLDER, rank):
                 files[f"{shards.FOLDER}/{path.name}"] = folders.entry(path)
-        for told in _told(ranks, json.dumps(files)):
-            files |= json.loads(told)
-        final = Path(folder)
-        with _together(ranks):
+        for theirs in told(ranks, json.dumps(files)):
+            files |= json.loads(theirs)
+        with together(ranks):
             if rank == 0:
                 manifest = {"run": run.description(), "files": files}
-                final = folders.publish(temporary, step, keep, manifest)
-        return Path(folder) / _told(ranks, final.name)[0]
+                name = folders.publish(temporary, step, keep, manifest).name
+        return Path(folder) / told(ranks, name)[0]
     except BaseException:
         if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -130,9 +127,9 @@ def load_checkpoint(
     run = _run(model, optimizers, scheduler)
     ranks = scheduler.ranks
     found: list[Path] = []
-    with _together(ranks):
+    with together(ranks):
         found = folders.found(Path(folder))
-    if len(set(_told(ranks, " ".join(path.name for path in found)))) > 1:
+    if len(set(told(ranks, " ".join(path.name for path in found)))) > 1:
         raise CheckpointError(f"{folder} must be one folder that all ranks see")
     refused: list[CheckpointError] = []
     for path in found:
@@ -145,7 +142,7 @@ def load_checkpoint(
             raise CheckpointError(
                 f"{refused[0]}. {path} is whole: pass allow_previous=True to go on from there"
             ) from refused[0]
-        with _together(ranks):
+        with together(ranks):
             if ranks is None or ranks.rank == 0:
                 for newer, why in zip(found, refused, strict=False):
                     aside = folders.set_aside(newer)
@@ -161,64 +158,18 @@ def _read(path: Path, run: Run) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """The step and all state in `path`, verified; changes nothing."""
     ranks = run.scheduler.ranks
     rank = 0 if ranks is None else ranks.rank
-    with _together(ranks):
+    with together(ranks):
         manifest = folders.verify(path, lambda name: shards.reads(name, rank))
         other = difference(manifest["run"], run.description())
         if other is not None:
             raise CheckpointError(f"{path} is another run's; {other}: load it into the same")
-        loaded = {part: _load(path / f"{part}.pt") for part in ("model", "optimizers")}
+        loaded = {part: tensors.read(path / f"{part}.pt") for part in ("model", "optimizers")}
         shared, missing = shards.targets(loaded, run.parameters())
         reader = shards.Reader(path / shards.FOLDER, missing) if missing else None
-        own = _load(path / f"rank-{rank:05d}.pt")
+        own = tensors.read(path / f"rank-{rank:05d}.pt")
     if reader is not None:
         shards.read(missing, reader, _group(ranks))
     return manifest["step"], shared, own
-
-
-def _take_out(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state that all ranks share without what is sharded, and that."""
-    shared, sharded = shards.take_out(run.shared())
-    like = run.parameters()
-    for name, tensor in sharded.items():
-        if shards.owner(name, like).shape != tensor.shape:
-            raise CheckpointError(
-                f"{name} is sharded but not shaped like its parameter, which this format cannot "
-                "keep: use an optimizer whose sharded state is, such as AdamW"
-            )
-    return shared, sharded
-
-
-def _write(path: Path, value: Any) -> dict[str, Any]:
-    """Write tensors and plain values; returns what the manifest says of the file."""
-    with folders.refusing(path, folders.FREE):
-        try:
-            with path.open("wb") as file:
-                torch.save(value, file)
-        except RuntimeError as error:  # of torch's writer, which goes on after the file's own
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{path.name} {_PLAIN} ({error})") from error
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads no tensor
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path.name} {_PLAIN} ({error})") from error
-    return folders.entry(path)
-
-
-_PLAIN = (
-    "must hold tensors, numbers, strings, lists, tuples and dicts only, or nobody could load it "
-    "safely: pass extra= and custom state as those"
-)
-
-
-def _load(path: Path) -> Any:
-    with folders.refusing(path, "be readable"):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(f"{path} {_PLAIN} ({error})") from error
 
 
 def _run(
@@ -226,36 +177,6 @@ def _run(
 ) -> Run:
     several = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     return Run(model, several, scheduler)
-
-
-@contextlib.contextmanager
-def _together(ranks: Ranks | None) -> Iterator[None]:
-    """What fails inside on one rank fails on all. No rank may wait for another in there."""
-    wrong: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        wrong = error
-    said = (
-        _told(ranks, "" if wrong is None else f"{type(wrong).__name__}: {wrong}")
-        if ranks is not None
-        else []
-    )
-    if wrong is not None:
-        raise wrong
-    for rank, why in enumerate(said):
-        if why:
-            raise CheckpointError(f"rank {rank}: {why}")
-
-
-def _told(ranks: Ranks | None, text: str) -> list[str]:
-    """The text of every rank, on all of them."""
-    if ranks is None:
-        return [text]
-    codes = list(text.encode())
-    longest = int(max(length for (length,) in ranks.gather([len(codes)])))
-    rows = ranks.gather([*codes, *[0] * (longest - len(codes))])
-    return [bytes(int(code) for code in row if code).decode() for row in rows]
 
 
 def _group(ranks: Ranks | None) -> Any:

@@ -96,7 +96,7 @@ class Run:
 
 def difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
     """How a saved description differs from this run's, None if it does not."""
-    for what in ("processes", "devices", "schedule", "blocks"):
+    for what in ("processes", "devices", "schedule"):
         if saved[what] != ours[what]:
             return f"{what}: saved {saved[what]}, this run has {ours[what]}"
     for name in [*saved["model"], *ours["model"]]:
@@ -109,6 +109,8 @@ def difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
     for i, (there, here) in enumerate(zip(saved["optimizers"], ours["optimizers"], strict=True)):
         if there != here:
             return f"optimizers: number {i} holds other parameters, or in another order"
+    if saved["blocks"] != ours["blocks"]:
+        return f"blocks: saved {saved['blocks']}, this run has {ours['blocks']}"
     return None
 
 

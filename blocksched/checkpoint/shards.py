@@ -24,16 +24,22 @@ from blocksched.checkpoint.folders import FREE, CheckpointError, refusing
 FOLDER = "shards"
 
 
-def take_out(value: Any) -> tuple[Any, dict[str, DTensor]]:
+def take_out(value: Any, like: Mapping[str, Tensor]) -> tuple[Any, dict[str, DTensor]]:
     """`value` with an empty tensor on the meta device in the place of each DTensor, and those.
 
-    They are named by the keys that lead to them, joined by slashes.
+    They are named by the keys that lead to them, joined by slashes. `like` holds, by the beginning
+    of a name, the parameter that a tensor has to be shaped like.
     """
     taken: dict[str, DTensor] = {}
 
     def take(name: str, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, DTensor):
             return tensor
+        if tensor.shape != _owner(name, like).shape:
+            raise CheckpointError(
+                f"{name} is sharded but not shaped like its parameter, which this format cannot "
+                "keep: use an optimizer whose sharded state is, such as AdamW"
+            )
         taken[name] = tensor
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
@@ -43,23 +49,16 @@ def take_out(value: Any) -> tuple[Any, dict[str, DTensor]]:
 def targets(value: Any, like: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
     """`value`, as `take_out` left it, with a tensor of zeros for each that it took, and those.
 
-    `like` holds, by the beginning of a name, the parameter after which a tensor is sharded.
+    They are sharded as their parameters in `like` are.
     """
     missing: dict[str, Tensor] = {}
 
     def target(name: str, tensor: Tensor) -> Tensor:
         if tensor.is_meta:
-            tensor = missing[name] = torch.zeros_like(owner(name, like), dtype=tensor.dtype)
+            tensor = missing[name] = torch.zeros_like(_owner(name, like), dtype=tensor.dtype)
         return tensor
 
     return _map(target, value), missing
-
-
-def owner(name: str, like: Mapping[str, Tensor]) -> Tensor:
-    """The parameter that the tensor `name` belongs to: "optimizers/0/state/3/exp_avg" to
-    "optimizers/0/state/3", "model/x" to itself."""
-    parts = name.split("/")
-    return like[name if parts[0] == "model" else "/".join(parts[:4])]
 
 
 def write(taken: Mapping[str, DTensor], folder: Path, group: Any) -> None:
@@ -145,6 +144,13 @@ _PLAIN = {
     (_METADATA, "TensorStorageMetadata"),
     (_METADATA, "_MEM_FORMAT_ENCODING"),
 }
+
+
+def _owner(name: str, like: Mapping[str, Tensor]) -> Tensor:
+    """The parameter that the tensor `name` belongs to: "optimizers/0/state/3/exp_avg" to
+    "optimizers/0/state/3", "model/x" to itself."""
+    parts = name.split("/")
+    return like[name if parts[0] == "model" else "/".join(parts[:4])]
 
 
 def _map(change: Callable[[str, Tensor], Tensor], value: Any, name: str = "") -> Any:

@@ -60,7 +60,8 @@ class Loop:
         return [zlib.crc32(t.detach().numpy().tobytes()) for t in whole]
 
     def parts(self):
-        return {name: getattr(self, name) for name in ("model", "optimizers", "scheduler")}
+        model = getattr(self.model, "module", self.model)
+        return {"model": model, "optimizers": self.optimizers, "scheduler": self.scheduler}
 
 
 def straight(rank, kind, folder):

@@ -140,7 +140,7 @@ def test_killed_at_random_moments_the_run_ends_as_if_it_had_not_been(
 
 def save_within(folder, limit, pipe):
     """Save step 2 where no file may have more than `limit` bytes."""
-    loop = Loop()
+    loop = Loop(width=48)
     loop.load(folder)
     loop.step()
     before = loop.state()
@@ -153,10 +153,10 @@ def save_within(folder, limit, pipe):
 
 
 def test_a_full_disk_leaves_all_as_it_was(tmp_path, start):
-    loop = Loop()
+    loop = Loop(width=48)
     loop.step()
     largest = max(file.stat().st_size for file in loop.save(tmp_path, 1).iterdir())
-    for limit in (0, 700, 3_000, 8_000, largest - 1):
+    for limit in (0, 700, 9_000, largest - 1):
         ours, theirs = multiprocessing.Pipe()
         process = start(save_within, tmp_path, limit, theirs)
         process.join()
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_all_as_it_was(tmp_path, start):
         assert "free space or save elsewhere" in said
         assert "File too large" in said
         assert names(tmp_path) == ["step-00000001"]
-        assert Loop().load(tmp_path).step == 1
+        assert Loop(width=48).load(tmp_path).step == 1
 
 
 def test_only_the_last_are_kept(tmp_path):
