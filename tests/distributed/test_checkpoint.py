@@ -31,14 +31,15 @@ class Loop:
         self.model.embed.register_buffer("seen", torch.zeros(()))
         for block in self.model.blocks:
             block.norm = nn.Dropout(0.2)
-        if kind == "fsdp":
+        if kind.startswith("fsdp"):
             mesh = init_device_mesh("cpu", (2,))
             for block in self.model.blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(self.model, mesh=mesh)
         else:
             self.model = DistributedDataParallel(self.model, find_unused_parameters=True)
-        self.optimizers = [torch.optim.AdamW(self.model.parameters(), lr=0.02)]
+        adamw = bs.AdamW if kind.endswith("ours") else torch.optim.AdamW
+        self.optimizers = [adamw(self.model.parameters(), lr=0.02)]
         self.scheduler = bs.BlockScheduler(self.model, self.optimizers, SCHEDULE, total_steps=STEPS)
         torch.manual_seed(100 + rank)
         random.seed(rank)
@@ -83,7 +84,7 @@ def resumed(rank, kind, folder, cut, steps):
     return story
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "fsdp ours"])
 def test_resume_is_the_uninterrupted_run(ranks, tmp_path, kind):
     stories = ranks(straight, kind, str(tmp_path))
     assert stories[0] != stories[1]
