@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerState
 
+from blocksched.distributed import prepare_ddp
 from blocksched.scheduler import BlockScheduler
 from blocksched.schedules.base import Plan, Schedule
 
@@ -35,15 +37,18 @@ def attach(
     probe, blocksched/relevance/0 and so on. Checkpoints hold the schedule's state, and resuming
     from one goes on exactly. After train() the model is as it was.
 
+    Several processes train under DistributedDataParallel, which has to look for unused parameters
+    and then reduces only the gradients of what trains; all of them call attach.
+
     Args:
-        trainer: a Trainer or an instance of a subclass, on one device.
+        trainer: a Trainer or an instance of a subclass, with one device a process.
         schedule: FullUpdate, StaticSuffix, DynamicSuffix or another Schedule.
         blocks, stem: where find_blocks has to be told, see there.
 
     Raises:
-        ValueError: a schedule is attached already, or the arguments ask for several devices,
-            torch_compile or reentrant activation checkpointing. What BlockScheduler refuses is
-            raised by train().
+        ValueError: a schedule is attached already, or the arguments ask for several devices in
+            one process, torch_compile or reentrant activation checkpointing. What BlockScheduler
+            and prepare_ddp refuse, and other wraps than DistributedDataParallel, train() raises.
     """
     _check(trainer)
     run = _Run(trainer, schedule, blocks, stem)
@@ -99,12 +104,8 @@ class _Run:
         """The optimizer exists and holds its loaded state; no forward has run."""
         self._close()  # auto_find_batch_size begins again after running out of memory
         trainer = self._trainer
-        if trainer.model_wrapped is not trainer.model:
-            raise ValueError(
-                f"the model is wrapped in a {type(trainer.model_wrapped).__name__}, and blocksched "
-                "drives a plain model on one device so far: leave out compilation of the whole "
-                "model (compile_blocks compiles each block), DataParallel and DeepSpeed"
-            )
+        wrapped = trainer.model_wrapped
+        _check_wrap(wrapped, trainer)
         assert trainer.optimizer is not None
         saved = _saved(trainer.state)
         self.scheduler = BlockScheduler(
@@ -115,6 +116,8 @@ class _Run:
             blocks=self._blocks,
             stem=self._stem,
         )
+        if isinstance(wrapped, DistributedDataParallel):
+            prepare_ddp(wrapped, self.scheduler)
         if saved is not None:
             self.scheduler.load_state_dict(saved)
 
@@ -123,6 +126,8 @@ class _Run:
         assert self.scheduler is not None
         self._plan: Plan = self.scheduler.plan
         self._counts.update(steps=1, active=len(self._plan.active), probes=int(self._plan.probe))
+        if self._schedule.needs_loss:  # a checkpoint holds rank 0's losses, for all of them
+            self._loss = self._trainer.accelerator.reduce(self._loss, "mean")
         self.scheduler.step(self._loss)
         self._loss.zero_()
 
@@ -188,17 +193,37 @@ def _wrap(trainer: Trainer, name: str, around: Callable[..., Any]) -> None:
     setattr(trainer, name, functools.wraps(method)(functools.partial(around, method)))
 
 
+def _check_wrap(wrapped: nn.Module, trainer: Trainer) -> None:
+    ddp = isinstance(wrapped, DistributedDataParallel)
+    if wrapped is not trainer.model and not ddp:
+        raise ValueError(
+            f"the model is wrapped in a {type(wrapped).__name__}, and in Trainer blocksched drives "
+            "a plain model or DistributedDataParallel so far: leave out compilation of the whole "
+            "model (compile_blocks compiles each block) and DeepSpeed"
+        )
+    if trainer.args.world_size > 1 and not ddp:
+        raise ValueError(
+            f"{trainer.args.world_size} processes share the model without "
+            "DistributedDataParallel, which blocksched cannot follow in Trainer so far: leave out "
+            "FSDP and tensor parallelism"
+        )
+    if ddp and not wrapped.find_unused_parameters:
+        raise ValueError(
+            "DistributedDataParallel waits here for gradients that frozen blocks do not give: pass "
+            "ddp_find_unused_parameters=True to TrainingArguments"
+        )
+
+
 def _check(trainer: Trainer) -> None:
     args = trainer.args
     callbacks = trainer.callback_handler.callbacks
     if any(isinstance(each, BlockScheduleCallback) for each in callbacks):
         raise ValueError("this trainer has a schedule already: attach one, to a new trainer")
-    devices = max(args.world_size, args.n_gpu)
-    if devices > 1:
+    if args.n_gpu > 1:
         raise ValueError(
-            f"blocksched drives a Trainer on one device so far, got {devices}: gradients of a "
-            "moving set of blocks have to be reduced and all processes to plan alike, which is "
-            "not there yet; run one process that sees one device (CUDA_VISIBLE_DEVICES=0)"
+            f"one process drives {args.n_gpu} devices (DataParallel), which copies the model in "
+            "every step: start a process for each with torchrun --nproc-per-node, or show it one "
+            "(CUDA_VISIBLE_DEVICES=0)"
         )
     if args.torch_compile:
         raise ValueError(

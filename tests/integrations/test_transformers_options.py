@@ -178,12 +178,24 @@ def test_arguments_that_are_refused(trainer, arguments, message):
         attach(trainer(**arguments), FullUpdate())
 
 
-@pytest.mark.parametrize("name", ["world_size", "n_gpu"])
-def test_several_devices_are_refused(trainer, monkeypatch, name):
+def test_several_devices_in_a_process_are_refused(trainer, monkeypatch):
     each = trainer()
-    monkeypatch.setattr(TrainingArguments, name, 2)
-    with pytest.raises(ValueError, match="one device so far, got 2"):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"one process drives 2 devices.*torchrun"):
         attach(each, FullUpdate())
+
+
+def test_several_processes_without_ddp_are_refused(trainer, monkeypatch):
+    class Sharded(Trainer):
+        def _prepare_for_training(self, *args):
+            prepared = super()._prepare_for_training(*args)
+            monkeypatch.setattr(TrainingArguments, "world_size", 2)
+            return prepared
+
+    each = trainer(kind=Sharded)
+    attach(each, FullUpdate())
+    with pytest.raises(ValueError, match="2 processes share the model without Distributed"):
+        each.train()
 
 
 def test_a_wrapped_model_is_refused(trainer):
