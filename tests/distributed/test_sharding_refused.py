@@ -18,12 +18,17 @@ def refused(model, optimizer, match):
 
 
 def first_fsdp(_rank, use_orig_params, whole_model):
+    def wrap(module):
+        return FullyShardedDataParallel(
+            module, use_orig_params=use_orig_params, device_id=torch.device("cpu")
+        )
+
     model = build()
     if whole_model:
-        model = FullyShardedDataParallel(model, use_orig_params=use_orig_params)
+        model = wrap(model)
     else:
         for i, block in enumerate(model.blocks):
-            model.blocks[i] = FullyShardedDataParallel(block, use_orig_params=use_orig_params)
+            model.blocks[i] = wrap(block)
     refused(model, torch.optim.AdamW(model.parameters()), "FSDP1.*fully_shard")
 
 
