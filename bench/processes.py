@@ -31,7 +31,7 @@ class Processes:
             self.backend = "nccl" if device.type == "cuda" else "gloo"
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            distributed.init_process_group(self.backend)
+            _join(self.backend, self.rank, self.world)
 
     def stop(self) -> None:
         """Leave the process group."""
@@ -94,6 +94,19 @@ class Share:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self._task.loss(outputs, targets)
+
+
+def _join(backend: str, rank: int, world: int) -> None:
+    """Join the process group, apart from what a torchrun of one machine restarts after.
+
+    Its store outlives the processes that died, so those of the next attempt would meet their
+    addresses in it (pytorch#135712). Several machines count attempts each for itself.
+    """
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(world)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "of many"
+    store, _, _ = next(distributed.rendezvous("env://"))
+    store = distributed.PrefixStore(f"attempt {attempt}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def alone() -> ProcessGroup | None:

@@ -47,7 +47,7 @@ def bench_on(rank: int, argv: list[str]) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.dict(os.environ, place),
-        mock.patch.object(processes.distributed, "init_process_group"),
+        mock.patch.object(processes, "_join"),
         mock.patch.object(processes.distributed, "destroy_process_group"),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

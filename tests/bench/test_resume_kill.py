@@ -75,7 +75,10 @@ def learned(path: Path) -> list:
 
 
 def finish(child: subprocess.Popen) -> str:
-    said, _ = child.communicate(timeout=120)
+    try:
+        said, _ = child.communicate(timeout=120)
+    finally:
+        child.terminate()  # a torchrun takes its processes along
     assert child.returncode == 0, said
     return said
 
