@@ -172,6 +172,24 @@ def test_steps_that_training_step_skips_count_as_losses_that_are_not_finite(tiny
 
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_step_skipped_after_its_forward_is_not_taken_for_blocks_that_do_not_train(tiny, story):
+    class Picky(Module):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch)
+            return None if batch_idx in skipped else loss
+
+    skipped = range(0)
+    trainer(BlockScheduling(MOVING)).fit(Picky(tiny()), loader())
+    boundaries = [min(plan.active) for plan, _ in story]
+    moves = [i for i in range(1, 20) if boundaries[i] != boundaries[i - 1]]
+    assert any(boundaries[i] == 0 for i in moves)
+    for skipped in ([moves[0]], [moves[1]], range(20)):
+        story.clear()
+        trainer(BlockScheduling(MOVING)).fit(Picky(tiny()), loader())
+        assert [i for i, (_, loss) in enumerate(story) if math.isnan(loss)] == list(skipped)
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_a_skipped_micro_batch_leaves_the_loss_of_the_others(tiny, story):
     def still(parameters, lr):
         return AdamW(parameters, lr=0.0 * lr)
