@@ -21,7 +21,6 @@ from tests.library.checkpoint_loop import DYNAMIC, STEPS, Loop
         ("small_moments", DYNAMIC),
         ("two_optimizers", DYNAMIC),
         ("small_moments", bs.StaticSuffix(active=2)),
-        ("torch_adamw", bs.FullUpdate()),
     ],
 )
 def test_resume_at_every_step_is_the_uninterrupted_run(tmp_path, optimizers, schedule, on):
