@@ -217,6 +217,7 @@ def test_any_number_resolves_or_is_refused(values):
 
 
 JUNK = [None, True, -1, 0, 2.5, float("inf"), float("nan"), "x", [], [1], {}, [None], [[1]]]
+JUNK += [10**400, [10**400]]
 SPOILT = [("config", key) for key in [
     *WHOLE["config"], "dyn_probe_every", "dyn_ema_decay", "dyn_eps",
     "dyn_max_active_layers", "dyn_final_recovery_mode", "dyn_adapt_budget",

@@ -15,7 +15,7 @@ FILES = [
     ROOT / "tests" / "data" / "recording_4090_staged_saliency.json",
     ROOT / "bench" / "results" / "cpu-small-text.json",
 ]
-STEPS = 60  # of each run, to be quick
+STEPS = 30  # of each run, to be quick
 
 
 def beginning(recording):
@@ -47,14 +47,22 @@ JUNK = st.one_of(
     ),
 )
 # What a file may lack and a hand may add.
-KEYS = ["time_budget_ms", "max_steps_multiplier", "dyn_loss_ema_decay", "full_update#\ud800", "x\n"]
+KEYS = [
+    "time_budget_ms",
+    "max_steps_multiplier",
+    "dyn_final_full_frac",
+    "steps",
+    "dyn_loss_ema_decay",
+    "full_update#\ud800",
+    "x\n",
+]
 
 
 @st.composite
 def spoilt(draw):
     """A real recording with one to three of its values, at any depth, changed or gone."""
     recording = draw(st.sampled_from(RECORDINGS))
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.integers(1, 2))):
         top = draw(st.sampled_from(["config", "config", "traces", "traces", None]))
         recording = changed(draw, recording, top)
     return recording
@@ -66,7 +74,7 @@ def changed(draw, value, key=None):
         return draw(JUNK)
     places = list(value) if isinstance(value, dict) else list(range(len(value)))
     if key not in places:
-        if isinstance(value, dict) and draw(st.integers(0, 9)) == 0:
+        if isinstance(value, dict) and draw(st.integers(0, 2)) == 0:
             return {**value, draw(st.sampled_from(KEYS)): draw(JUNK)}
         key = draw(st.sampled_from(places))
     made = value.copy()
@@ -90,7 +98,7 @@ def check(recording):
 
 
 @settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 @given(st.data())
 def test_a_spoilt_recording(data):
