@@ -79,9 +79,13 @@ class Ranks:
         )
 
     def _gather(self, mine: Tensor) -> Tensor:
+        """Every rank's numbers, by way of rank 0: gloo's all-gather is a ring, in which as many
+        messages wait for one another as there are ranks; its broadcast is a tree."""
         rows = mine.new_empty(self.world, mine.numel())
+        first = list(rows) if self.rank == 0 else None
         try:
-            distributed.all_gather(list(rows), mine, group=self._group)
+            distributed.gather(mine, first, group=self._group, group_dst=0)
+            distributed.broadcast(rows, group=self._group, group_src=0)
         except RuntimeError as error:
             raise RuntimeError(
                 f"rank {self.rank} lost another rank: see what stopped that one ({error})"
