@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from bench.config import Config
+from bench.models import model_of, optimizer
 from bench.processes import alone
 from bench.tasks.parts import Stack, Task
-from bench.train import model_of, optimizer
 from blocksched import BlockScheduler, StaticSuffix
 from blocksched.finite import all_finite
 

@@ -6,9 +6,9 @@ import torch
 
 from bench import memory
 from bench.config import Config, UserError
+from bench.models import model_of, optimizer
 from bench.processes import alone
 from bench.tasks.parts import Task
-from bench.train import model_of, optimizer
 from blocksched import BlockScheduler, DynamicSuffix
 
 _MIB = 2**20

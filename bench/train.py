@@ -1,23 +1,21 @@
 """The timed loop: one arm trains one model under one schedule, a few steps at a time."""
 
-import hashlib
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.distributed import ProcessGroup
-from torch.nn.parallel import DistributedDataParallel
 
 from bench import memory
 from bench.config import Config
-from bench.tasks.parts import Stack, Task
-from blocksched import AdamW, BlockScheduler, compile_blocks
+from bench.models import model_of, optimizer, parallel, weights_sha256
+from bench.tasks.parts import Task
+from blocksched import BlockScheduler
 from blocksched.distributed import Traffic, prepare_ddp
 from blocksched.finite import NotFiniteError
-from blocksched.schedules import DynamicSuffix, FullUpdate, Reading, Schedule
+from blocksched.schedules import DynamicSuffix, Reading, Schedule
 from blocksched.schedules.trace import DynamicTrace
 
 EVALUATIONS = 8  # validations of a run after the one at its start, spread evenly over its clock
@@ -33,20 +31,6 @@ class StepRecord(NamedTuple):
     probe: bool
     gradient_bytes: int = 0
     agreement_bytes: int = 0
-
-
-def model_of(task: Task, config: Config, fused: bool) -> Stack:
-    """A model at the task's start; --backend compile compiles the blocks of those fused."""
-    model = task.model(fused)
-    if fused and config.backend == "compile":
-        compile_blocks(model, "blocks")
-    return model
-
-
-def optimizer(model: nn.Module, config: Config, fused: bool) -> torch.optim.Optimizer:
-    """torch's AdamW as it comes, or ours."""
-    made = AdamW if fused else torch.optim.AdamW
-    return made(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
 class StepClock:
@@ -88,7 +72,7 @@ class Arm:
         self.weights_sha256: str | None = None
         self._task, self._config = task, config
         self.model = model_of(task, config, fused)
-        self._parallel = _parallel(self.model, schedule, group)
+        self._parallel = parallel(self.model, schedule, group)
         self.optimizer = optimizer(self.model, config, fused)
         self._clock = StepClock()
         self.scheduler = BlockScheduler(
@@ -309,25 +293,3 @@ class Arm:
     def _synchronize(self) -> None:
         if self._task.device.type == "cuda":
             torch.cuda.synchronize(self._task.device)
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """The hash of all that a model saves: names, shapes and bits."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _parallel(
-    model: nn.Module, schedule: Schedule[Any], group: ProcessGroup | None
-) -> DistributedDataParallel | None:
-    """The model as several processes train it: a full update plainly, the strongest baseline."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size(group) == 1:
-        return None
-    made = DistributedDataParallel(
-        model, process_group=group, find_unused_parameters=not isinstance(schedule, FullUpdate)
-    )
-    made.broadcast_buffers = False  # they are constants; as an argument torch 2.13 deprecates it
-    return made
