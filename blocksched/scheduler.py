@@ -4,7 +4,9 @@ import collections
 import contextlib
 import dataclasses
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -430,8 +432,12 @@ def _check_horizon(total_steps: int | None, time_budget_s: float | None) -> None
     if total_steps is not None and time_budget_s is not None:
         raise ValueError("a run has one horizon: pass total_steps or time_budget_s, not both")
     for name, value in (("total_steps", total_steps), ("time_budget_s", time_budget_s)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}: give the length of the run")
+        # Up to 2**53 every whole number is a float.
+        if value is not None and not (isinstance(value, Real) and 0 < value <= 2**53):
+            raise ValueError(
+                f"{name} must be > 0, got {reprlib.repr(value)}: give the length of the run, 2**53 "
+                "at most"
+            )
 
 
 def _refuse_compiled(model: nn.Module, blocks: Blocks) -> None:

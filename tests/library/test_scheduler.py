@@ -443,6 +443,10 @@ def test_a_second_scheduler_is_refused_until_the_first_is_closed(tiny):
         ({"total_steps": 5, "time_budget_s": 1.0}, "not both"),
         ({"total_steps": 0}, "total_steps must be > 0, got 0"),
         ({"time_budget_s": -1.0}, "time_budget_s must be > 0, got -1.0"),
+        ({"total_steps": float("inf")}, "total_steps must be > 0, got inf: .* 2\\*\\*53 at most"),
+        ({"total_steps": 10**400}, "total_steps must be > 0, got 1000"),
+        ({"total_steps": "3"}, "total_steps must be > 0, got '3'"),
+        ({"time_budget_s": 10**400}, "time_budget_s must be > 0, got 1000"),
     ],
 )
 def test_horizons(tiny, arguments, message):
