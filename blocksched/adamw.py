@@ -213,7 +213,8 @@ class AdamW(torch.optim.AdamW):
                     f"a gradient must have its parameter's dtype {p.dtype}, got {grad.dtype}: "
                     "leave grad_dtype alone"
                 )
-            if sharding.is_dtensor(p):
+        if sharding.any_dtensor(params):
+            for p in params:
                 sharding.check_gradient(p)
         if self.backend != "auto":
             active = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
@@ -259,7 +260,7 @@ class AdamW(torch.optim.AdamW):
             [s["master_param"] for s in states] if masters else [],
             [s["step"] for s in states],
         ]
-        if any(map(sharding.is_dtensor, params)):
+        if sharding.any_dtensor(params):
             columns = [list(map(sharding.local, column)) for column in columns]
         beta1, beta2 = group["betas"]
         compiling = torch.compiler.is_compiling()

@@ -6,7 +6,7 @@ sharded.
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,12 @@ _FIRST = "_blocksched_first_forward"
 def is_dtensor(tensor: Tensor | None) -> bool:
     """Whether it is a torch.distributed.tensor.DTensor."""
     return isinstance(tensor, _known("torch.distributed.tensor", "DTensor"))
+
+
+def any_dtensor(tensors: Iterable[Tensor]) -> bool:
+    """Whether one of them is a DTensor; takes no time where none can be."""
+    kind = _known("torch.distributed.tensor", "DTensor")
+    return kind != () and any(isinstance(tensor, kind) for tensor in tensors)
 
 
 def local(tensor: Any) -> Any:
