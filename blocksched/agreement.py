@@ -26,6 +26,7 @@ class Ranks:
 
     Attributes:
         rank, world: this process's number and how many there are.
+        group: that group.
         bytes: what this rank has given to the others so far.
     """
 
@@ -36,7 +37,7 @@ class Ranks:
                 backend="gloo",
                 use_local_synchronization=group is not distributed.group.WORLD,
             )
-        self._group = _HOSTS[group]
+        self.group = _HOSTS[group]
         self.rank = distributed.get_rank(group)
         self.world = distributed.get_world_size(group)
         self.bytes = 0
@@ -67,7 +68,7 @@ class Ranks:
         if bool((votes == votes[0]).all()):
             return
         said: list[str] = [""] * self.world
-        distributed.all_gather_object(said, what, group=self._group)
+        distributed.all_gather_object(said, what, group=self.group)
         other = next(r for r in range(self.world) if said[r] != said[0])
         parts, others = said[0].split(", "), said[other].split(", ")
         here = ", ".join(part for part in parts if part not in others)
@@ -84,8 +85,8 @@ class Ranks:
         rows = mine.new_empty(self.world, mine.numel())
         first = list(rows) if self.rank == 0 else None
         try:
-            distributed.gather(mine, first, group=self._group, group_dst=0)
-            distributed.broadcast(rows, group=self._group, group_src=0)
+            distributed.gather(mine, first, group=self.group, group_dst=0)
+            distributed.broadcast(rows, group=self.group, group_src=0)
         except RuntimeError as error:
             raise RuntimeError(
                 f"rank {self.rank} lost another rank: see what stopped that one ({error})"

@@ -180,4 +180,4 @@ def _run(
 
 
 def _group(ranks: Ranks | None) -> Any:
-    return None if ranks is None else ranks._group
+    return None if ranks is None else ranks.group
