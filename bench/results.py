@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import itertools
 import json
 import math
@@ -21,6 +22,9 @@ from bench.config import FUSED, Config, UserError
 from bench.expected import Expected
 from bench.tasks.parts import Task
 from bench.train import Arm
+
+_SCRIPT = "bench/run.py"
+_SEAL = b',\n "sha256": "'
 
 
 def document(
@@ -42,7 +46,7 @@ def document(
     names = "full_update", FUSED
     full = {arm.name: arm for arm in started if arm.name in names and arm.failure is None}
     return {
-        "script": "bench/run.py",
+        "script": _SCRIPT,
         "timestamp_utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "status": status,
         "config": flags,
@@ -57,9 +61,22 @@ def document(
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON: NaN and infinities become null."""
-    text = json.dumps(_finite(content), indent=1, allow_nan=False)
-    write_whole(path, text.encode() + b"\n")
+    """Write strict JSON: NaN and infinities become null. It ends with the sha256 of the rest."""
+    write_whole(path, _sealed(json.dumps(_finite(content), indent=1, allow_nan=False).encode()))
+
+
+def parse(content: bytes) -> Any:
+    """What `write` was given, or any other JSON.
+
+    Raises ValueError if it is none, or if it is of `write` and not what that wrote.
+    """
+    value = json.loads(content)
+    if isinstance(value, dict) and (value.get("script") == _SCRIPT or "sha256" in value):
+        body, _, _ = content.rpartition(_SEAL)
+        if content != _sealed(body + b"\n}"):
+            raise ValueError("it does not have the sha256 that it ends with, so it was changed")
+        del value["sha256"]
+    return value
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -122,6 +139,11 @@ def time_to_loss_ms(val_trace: Sequence[Mapping[str, Any]], target: float) -> fl
             start: float = before["elapsed_ms"]
             return start + share * span
     return None
+
+
+def _sealed(content: bytes) -> bytes:
+    digest = hashlib.sha256(content).hexdigest()
+    return content.removesuffix(b"\n}") + _SEAL + f'{digest}"\n}}\n'.encode()
 
 
 def _row(

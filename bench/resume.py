@@ -6,7 +6,6 @@ DIR/part-0/step-..  checkpoints (blocksched/checkpoint.py) of the schedules that
 """
 
 import dataclasses
-import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from torch import nn
 
 from bench.config import Config, UserError
 from bench.processes import Processes
-from bench.results import write
+from bench.results import parse, write
 from bench.tasks.parts import Task
 from bench.train import Arm
 from blocksched.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -105,7 +104,7 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 return
-            saved = json.loads(path.read_text())
+            saved = parse(path.read_bytes())
             self.budget_ms = saved.pop("budget_ms")
             _check_same(self._identity, saved, self._folder)
         except OSError as error:

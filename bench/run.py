@@ -18,7 +18,7 @@ import torch
 
 from bench.config import Config, UserError, from_experiment, parser, resolve, resolve_device
 from bench.processes import Processes, Share, only_rank_0_speaks
-from bench.results import output_path
+from bench.results import output_path, parse
 from bench.runner import Run, Terminated
 from bench.table import table
 from bench.tasks.finetune import FinetuneTask
@@ -65,7 +65,7 @@ def replay_files(names: Sequence[str]) -> int:
     differ = False
     for name in names:
         try:
-            steps, differences = replay(json.loads(Path(name).read_bytes()))
+            steps, differences = replay(parse(Path(name).read_bytes()))
         except OSError as error:
             raise UserError(
                 f"{name} cannot be read ({error.strerror}): give a result file"

@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 
+from bench.results import parse, write
 from bench.run import main
 from blocksched.extension import HAS_CPP
 
@@ -194,15 +195,15 @@ def test_it_replays(made, capsys):
     assert main(["--replay", str(path)]) == 0
     steps = sum(row["steps_executed"] for row in result["results"])
     assert capsys.readouterr().out == f"{path}: {steps} steps, 0 differences\n"
-    spoilt = json.loads(path.read_text())
+    spoilt = parse(path.read_bytes())
     spoilt["traces"]["static_suffix"]["active_layers_hist"][1] += 1
     other = path.with_name("spoilt.json")
-    other.write_text(json.dumps(spoilt))
+    write(other, spoilt)
     assert main(["--replay", str(path), str(other)]) == 1
     said = capsys.readouterr().out
     assert f"{other}: {steps} steps, 1 differences" in said
     assert "static_suffix step 1" in said
     spoilt["traces"]["static_suffix"]["active_layers_hist"][1] -= 1
     spoilt["traces"]["dynamic_suffix"]["active_layers_hist"][-1] -= 1
-    other.write_text(json.dumps(spoilt))
+    write(other, spoilt)
     assert main(["--replay", str(other)]) == 1
