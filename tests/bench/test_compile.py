@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from bench import train
+from bench import models, train
 from bench.run import main
 from blocksched import compile_blocks, extension
 
@@ -21,7 +21,9 @@ def compiler(monkeypatch):
     """A back end that needs no C++ compiler, and counts its graphs."""
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(train, "compile_blocks", functools.partial(compile_blocks, backend=counter))
+    monkeypatch.setattr(
+        models, "compile_blocks", functools.partial(compile_blocks, backend=counter)
+    )
     with torch._dynamo.config.patch(recompile_limit=8):
         yield counter
     torch.compiler.reset()
@@ -39,9 +41,9 @@ def compiler(monkeypatch):
 def test_as_auto_and_no_step_compiles(extra, compiler, tiny, tmp_path, capsys, monkeypatch):
     on_the_clock = []
 
-    def step(arm):
+    def step(arm, asked):
         before = compiler.frame_count
-        plain_step(arm)
+        plain_step(arm, asked)
         on_the_clock.append((arm.name, compiler.frame_count - before))
 
     plain_step = train.Arm._step
