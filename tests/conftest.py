@@ -5,12 +5,18 @@ from collections.abc import Callable
 from importlib import metadata
 
 import pytest
+
+# At these sizes more threads only wait for each other, and bits depend on how many there are: one,
+# here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports a kernel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+torch.set_num_threads(1)  # a plug-in of pytest may have imported torch before
 
 
 class TinyBlock(nn.Module):

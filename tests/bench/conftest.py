@@ -3,20 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 TINY = (
     "--device cpu --backend eager --dmodel 16 --n-layers 4 --seq-len 16 --batch-size 2 --steps 12"
     " --val-batches 1 --static-active-layers 2 --dyn-min-active-layers 2 --dyn-max-active-layers 3"
 )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # at these sizes more threads only wait for each other
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

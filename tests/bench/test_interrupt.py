@@ -46,7 +46,6 @@ def test_signals(number, code, mode, tiny, tmp_path, capsys):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         preexec_fn=_heed_interrupts,
     )

@@ -33,7 +33,6 @@ def start(command: list[str], where: Path, limit_bytes: int | None = None) -> su
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=where,
         preexec_fn=limit,
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import distributed
 
 PATIENCE_S = 60.0
@@ -72,7 +71,6 @@ class Pool:
 
 
 def _serve(rank: int, world: int, store: str, pipe: Connection) -> None:
-    torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{store}",

@@ -276,7 +276,7 @@ def test_processes_end_within_seconds(how, said, tmp_path):
             [sys.executable, "-c", LEAVES, str(rank), str(tmp_path / "store"), how],
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root},
+            env=os.environ | {"PYTHONPATH": root},
         )
         for rank in range(2)
     ]

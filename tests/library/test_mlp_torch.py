@@ -25,15 +25,6 @@ devices = pytest.mark.parametrize("device", ["cpu", CUDA])
 SUBSETS = list(itertools.product([False, True], repeat=4))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """More of them wait for one another most of the time in what is this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tensors(rows=24, d=8, hidden=12, dtype=F32, device="cpu"):
     """x, w1, w2, norm_weight and dy."""
     random = torch.Generator().manual_seed(0)

@@ -129,11 +129,3 @@ def lockstep(tiny):
         return train_both(lambda: tiny(**arguments), make, steps, states)
 
     return run
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # at these sizes more threads only wait for each other
-    yield
-    torch.set_num_threads(before)
