@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from blocksched.distributed import prepare_ddp
 from blocksched.scheduler import BlockScheduler
 from blocksched.schedules.base import Schedule
 
@@ -25,15 +28,17 @@ class BlockScheduling(Callback):
     The run is as long as the Trainer says: max_time is a time budget, else max_steps and max_epochs
     give the number of steps. The loss of a step is the sum over its micro-batches of what
     training_step returned, divided by accumulate_grad_batches, as in the update; a step that
-    training_step skipped by returning None counts as a loss that is not finite (return it before
-    the blocks run: right after a move of the boundary, blocks that ran and got no gradient are an
-    error). Checkpoints hold the schedule's state and fit(ckpt_path=...) goes on from it; without a
+    training_step skipped by returning None counts as a loss that is not finite. Checkpoints hold
+    the schedule's state and fit(ckpt_path=...) goes on from it; without a
     saved state the schedule starts anew and has the steps that the Trainer has left. After fit the
     model is as it was found.
 
     Every log_every_n_steps the loggers get blocksched/active (blocks trained, mean since the last
     line), blocksched/boundary (index of the first active block in the last step),
     blocksched/probes (since the last line) and, after a probe, blocksched/relevance/0 and so on.
+
+    Several processes train under strategy="ddp_find_unused_parameters_true", and only the gradients
+    of what trains are reduced.
 
     Own callbacks that save checkpoints come after this one in the list; ModelCheckpoint always
     does.
@@ -48,9 +53,9 @@ class BlockScheduling(Callback):
         scheduler: the BlockScheduler while training, else None.
 
     Raises:
-        ValueError: by fit, for what cannot be scheduled: several devices, manual optimization, a
-            model compiled as a whole, a callback that freezes too, no or two horizons, and what
-            BlockScheduler refuses.
+        ValueError: by fit, for what cannot be scheduled: strategies for several devices other than
+            DDP, manual optimization, a model compiled as a whole, a callback that freezes too, no
+            or two horizons, and what BlockScheduler and prepare_ddp refuse.
     """
 
     def __init__(
@@ -77,7 +82,8 @@ class BlockScheduling(Callback):
 
     @override
     def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        total_steps, time_budget_s = _horizon(trainer, self._saved.get("steps", 0))
+        horizon = _horizon(trainer, self._saved.get("steps", 0))
+        total_steps, time_budget_s = trainer.strategy.broadcast(horizon)  # clocks differ
         self.scheduler = BlockScheduler(
             pl_module,
             trainer.optimizers,
@@ -87,6 +93,13 @@ class BlockScheduling(Callback):
             blocks=self._blocks,
             stem=self._stem,
         )
+        if isinstance(trainer.model, DistributedDataParallel):
+            if not trainer.model.find_unused_parameters:
+                raise ValueError(
+                    "this strategy waits for gradients that frozen blocks do not give: pass "
+                    'strategy="ddp_find_unused_parameters_true" to the Trainer'
+                )
+            prepare_ddp(trainer.model, self.scheduler)
         if self._saved:
             self.scheduler.load_state_dict(self._saved)
         self._counts.clear()
@@ -126,7 +139,12 @@ class BlockScheduling(Callback):
         self._step = trainer.global_step
         plan = self.scheduler.plan
         self._counts.update(steps=1, active=len(plan.active), probes=plan.probe)
-        self.scheduler.step(math.nan if self._loss is None else self._loss)
+        loss = torch.tensor(math.nan) if self._loss is None else self._loss
+        if self.schedule.needs_loss and trainer.world_size > 1:
+            loss = loss.to(pl_module.device, copy=True)
+            distributed.all_reduce(loss)  # a checkpoint holds rank 0's losses, for all of them
+            loss /= trainer.world_size
+        self.scheduler.step(loss)
         every = trainer.log_every_n_steps
         if every and self._step % every == 0:
             numbers = self._numbers(plan.active[0])
@@ -209,12 +227,11 @@ def _horizon(trainer: Any, steps: int) -> tuple[int | None, float | None]:
 
 
 def _check_trainer(trainer: Any) -> None:
-    strategy = getattr(trainer.strategy, "strategy_name", type(trainer.strategy).__name__)
-    if strategy != "single_device":
+    strategy = type(trainer.strategy).__name__  # DeepSpeedStrategy is a DDPStrategy too
+    if strategy not in ("SingleDeviceStrategy", "DDPStrategy"):
         raise ValueError(
-            f"BlockScheduling drives one device so far, got strategy {strategy} on "
-            f"{trainer.world_size}: DDP and FSDP are set up while everything trains, and wait for "
-            "gradients that frozen blocks do not give; pass devices=1 and no strategy"
+            f"BlockScheduling drives one device, or several under DDP, got {strategy}: pass "
+            'strategy="ddp_find_unused_parameters_true", or devices=1 and no strategy'
         )
     for callback in trainer.callbacks:
         if hasattr(callback, "freeze_before_training"):  # BaseFinetuning

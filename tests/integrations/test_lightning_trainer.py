@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     Timer,
 )
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -196,13 +197,11 @@ def test_manual_optimization_is_refused(tiny):
         trainer(BlockScheduling(MOVING)).fit(module, loader())
 
 
-@pytest.mark.parametrize(
-    "options", [{"strategy": "ddp", "devices": 2}, {"strategy": "ddp"}, {"devices": 2}]
-)
-def test_several_devices_are_refused(tiny, options):
+def test_other_strategies_are_refused(tiny, monkeypatch):
     scheduling = BlockScheduling(MOVING)
-    run = trainer(scheduling, **options)
-    with pytest.raises(ValueError, match=r"one device so far, got .*DDP and FSDP.*devices=1"):
+    run = trainer(scheduling)
+    monkeypatch.setattr(run._accelerator_connector, "strategy", FSDPStrategy())
+    with pytest.raises(ValueError, match=r"under DDP, got FSDPStrategy: .*unused_parameters"):
         scheduling.setup(run, Module(tiny()), "fit")  # where fit begins, in each process
 
 
