@@ -29,9 +29,8 @@ class BlockScheduling(Callback):
     give the number of steps. The loss of a step is the sum over its micro-batches of what
     training_step returned, divided by accumulate_grad_batches, as in the update; a step that
     training_step skipped by returning None counts as a loss that is not finite. Checkpoints hold
-    the schedule's state and fit(ckpt_path=...) goes on from it; without a
-    saved state the schedule starts anew and has the steps that the Trainer has left. After fit the
-    model is as it was found.
+    the schedule's state and fit(ckpt_path=...) goes on from it; without a saved state the schedule
+    starts anew and has the steps that the Trainer has left. After fit the model is as it was found.
 
     Every log_every_n_steps the loggers get blocksched/active (blocks trained, mean since the last
     line), blocksched/boundary (index of the first active block in the last step),

@@ -252,6 +252,7 @@ def test_a_group_of_one_asks_nobody(ranks):
 
 LEAVES = """
 import sys
+import time
 import torch
 from torch import distributed
 from blocksched.agreement import Ranks
@@ -262,7 +263,11 @@ ranks = Ranks.find()
 ranks.agree("both")
 if rank == 1 and sys.argv[3] == "leaves":
     sys.exit("rank 1 has had enough")
-ranks.agree(f"step 7 {rank if sys.argv[3] == 'differs' else ''}")
+start = time.monotonic()
+try:
+    ranks.agree(f"step 7 {rank if sys.argv[3] == 'differs' else ''}")
+finally:
+    print(f"ended after {time.monotonic() - start} s", file=sys.stderr)
 """
 
 
@@ -287,4 +292,5 @@ def test_processes_end_within_seconds(how, said, tmp_path):
             child.kill()
     assert all(child.returncode for child in children)
     assert said in spoken[0]
+    assert float(re.search(r"ended after (.*) s", spoken[0])[1]) < 10
     assert ("has had enough" if how == "leaves" else said) in spoken[1]
