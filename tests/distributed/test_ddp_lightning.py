@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import distributed
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from blocksched import BlockScheduler
@@ -24,7 +25,7 @@ UNUSED = "ddp_find_unused_parameters_true"
 
 
 def fit(tokens=TOKENS, folder=None, resume=None, **options):
-    """Weights after fit, and active blocks and loss of every step."""
+    """Weights after fit, active blocks and loss of every step, and bytes of gradients sent."""
     torch.manual_seed(0)
     module = Module(TinyModel(width=16))
     callbacks = [BlockScheduling(MOVING)]
@@ -40,10 +41,12 @@ def fit(tokens=TOKENS, folder=None, resume=None, **options):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BlockScheduler, "step", step)
-        trainer(*callbacks, enable_checkpointing=folder is not None, **options).fit(
-            module, StatefulDataLoader(tokens, batch_size=2), ckpt_path=resume
-        )
-    return [plain(p) for p in module.parameters()], active, losses
+        run = trainer(*callbacks, enable_checkpointing=folder is not None, **options)
+        wraps = []
+        patch.setattr(run.strategy, "teardown", lambda: wraps.append(run.strategy.model))
+        run.fit(module, StatefulDataLoader(tokens, batch_size=2), ckpt_path=resume)
+    sent = [state.bytes for _, state in getattr(wraps[0], "_comm_hooks", ())]
+    return [plain(p) for p in module.parameters()], active, losses, sent
 
 
 def message(**options):
@@ -53,9 +56,9 @@ def message(**options):
 
 
 def limited(**options):
-    """By the clock; it ends on both ranks after equally many steps."""
-    _, active, _ = fit(max_epochs=-1, max_time=timedelta(seconds=0.5), **options)
-    return active
+    """By clocks that differ: rank 0's counts."""
+    limit = timedelta(seconds=0.5 + distributed.get_rank())
+    return fit(max_epochs=-1, max_time=limit, **options)[1]
 
 
 def on_rank(rank, case, options):
@@ -75,6 +78,7 @@ def test_two_processes_are_one_that_accumulates(ranks, tmp_path):
     assert first[:2] == one[:2]
     assert first[2] == pytest.approx(one[2], rel=1e-6)
     assert {len(active) for active in one[1]} >= {2, 4}
+    assert 0 < first[3][0] < 0.9 * len(one[1]) * sum(map(len, one[0]))
     saved = str(tmp_path / "step=4.ckpt")
     for each in ranks(on_rank, "fit", {"strategy": UNUSED, "resume": saved}):
         assert each[0] == first[0]

@@ -43,14 +43,15 @@ def build(folder, **arguments):
 
 
 def train(folder, resume=None, **arguments):
-    """Weights, logged losses, active blocks of each step, and bytes of gradients that were sent."""
+    """Weights, logged losses, active blocks and loss of each step, bytes of gradients sent."""
     trainer = build(folder, **arguments)
     attach(trainer, MOVING)
-    active = []
+    active, losses = [], []
     real = BlockScheduler.step
 
     def step(self, loss=None):
         active.append(self.plan.active)
+        losses.append(float(loss))
         real(self, loss)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -58,7 +59,7 @@ def train(folder, resume=None, **arguments):
         trainer.train(resume_from_checkpoint=resume)
     logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     traffic = [state.bytes for _, state in getattr(trainer.model_wrapped, "_comm_hooks", ())]
-    return [plain(p) for p in trainer.model.parameters()], logged, active, traffic
+    return [plain(p) for p in trainer.model.parameters()], logged, active, losses, traffic
 
 
 def message(folder, **arguments):
@@ -82,9 +83,10 @@ def test_two_processes_are_one_that_accumulates(ranks, tmp_path):
     assert first[0] == second[0] == one[0]
     assert first[1] == pytest.approx(one[1], rel=1e-5)
     assert first[2] == second[2] == one[2]
+    assert first[3] == second[3] == pytest.approx(one[3], rel=1e-5)
     assert {len(active) for active in one[2]} >= {2, 4}
     everything = 12 * sum(map(len, one[0]))
-    assert first[3][0] < 0.9 * everything
+    assert first[4][0] < 0.9 * everything
     resumed = ranks(on_rank, "train", str(tmp_path), {"resume": str(tmp_path / "checkpoint-5")})
     for each in resumed:
         assert each[0] == first[0]
