@@ -29,7 +29,7 @@ from bench.verdict import faults, verdict
 from blocksched.extension import why_not
 from blocksched.ops import backend_of
 from blocksched.schedules import Schedule
-from blocksched.schedules.flags import from_flags
+from blocksched.schedules.flags import from_flags, option
 from blocksched.schedules.replay import replay
 
 TASKS = {"text": TextTask, "finetune": FinetuneTask, "teacher": TeacherTask}
@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with only_rank_0_speaks():
         given = {k: v for k, v in vars(parser().parse_args(argv)).items() if v is not None}
         try:
+            for name, value in given.items():
+                if value == []:  # what argparse makes of it
+                    raise UserError(f"{option(name)} needs a value, got --: give another")
             if "replay" in given:
                 return replay_files(given["replay"])
             config = resolve(given)

@@ -35,6 +35,8 @@ BAD = [
     ("--json-out /dev/null", ["--json-out", "/dev/null", "device", "choose another"]),
     (f"--json-out TMP/{'n' * 250}", ["--json-out", "too long", "choose another"]),
     ("--device mkldnn", ["--device", "mkldnn", "choose"]),
+    ("--out=--", ["--out", "--", "give"]),
+    ("--replay=--", ["--replay", "--", "give"]),
     ("--n-layers 10001", ["--n-layers", "10001", "give"]),
     ("--dmodel 10000000", ["--n-layers x --dmodel", "1600000000000000", "lower"]),
     ("--batch-size 9000000000", ["--batch-size", "9216000000000", "lower"]),
