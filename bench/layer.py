@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bench.memory import kept_for_backward
 from bench.tasks.parts import generator
 from bench.timing import Call, Case, Row, mark, ratio, sample
 from blocksched import FusedMLP
@@ -44,22 +45,6 @@ def six_products(x: Tensor, w1: Tensor, w2: Tensor) -> Call:
     return run
 
 
-def kept_bytes(layer: FusedMLP, x: Tensor) -> int:
-    """Bytes that a forward keeps for backward, weights aside; x itself counts."""
-    weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        layer(x)
-    return sum(kept.values())
-
-
 def cases_of(size: Size, dtype: torch.dtype, device: torch.device) -> list[Case]:
     """What is timed of a layer: forward and backward to x and both weights, and forward alone."""
     random = generator(device, 0, f"layer {size} {dtype}")
@@ -95,13 +80,16 @@ def cases_of(size: Size, dtype: torch.dtype, device: torch.device) -> list[Case]
         calls[COMPILED] = both_ways(torch.compile(eager))
     calls |= {FUSED_ALONE: alone(fused), EAGER_ALONE: alone(eager)}
     one = 2 * size.tokens * size.d * 4 * size.d
-    layers = {FUSED: fused, EAGER: eager}
+    kept = {
+        variant: kept_for_backward(layer, lambda layer=layer: layer(x))
+        for variant, layer in ((FUSED, fused), (EAGER, eager))
+    }
     return [
         (
             {
                 "model": f"{size.tokens} x {size.d}", "dtype": str(dtype).removeprefix("torch."),
                 "variant": variant, "flops": one * (2 if "graph" in variant else 6),
-                "kept_bytes": kept_bytes(layers[variant], x) if variant in layers else None,
+                "kept_bytes": kept.get(variant),
             },
             lambda: None,
             call,

@@ -1,13 +1,13 @@
 """What a model, its optimizer and a step of it take, in bytes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from bench.tasks.parts import Task
 
-
-def kept_for_backward(task: Task, model: nn.Module, inputs: Tensor) -> int:
-    """What a forward keeps for backward, weights apart."""
+def kept_for_backward(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """What a forward keeps for backward, its inputs too, the model's weights apart."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -18,8 +18,7 @@ def kept_for_backward(task: Task, model: nn.Module, inputs: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = task.forward(model, inputs)
-    del outputs
+        forward()
     return sum(kept.values())
 
 

@@ -79,4 +79,5 @@ def _full_step(task: Task, config: Config, fused: bool) -> tuple[int, int, int]:
     stays, gradients = memory.standing(model, own), memory.weights(model)
     if on_gpu:
         return stays, torch.cuda.max_memory_allocated(task.device) - before, gradients
-    return stays, stays + gradients + memory.kept_for_backward(task, model, inputs), gradients
+    kept = memory.kept_for_backward(model, lambda: task.forward(model, inputs))
+    return stays, stays + gradients + kept, gradients

@@ -283,7 +283,9 @@ class Arm:
             return
         active = len(self.scheduler.plan.active)
         if active not in self._saved_bytes:
-            self._saved_bytes[active] = memory.kept_for_backward(self._task, self.model, inputs)
+            self._saved_bytes[active] = memory.kept_for_backward(
+                self.model, lambda: self._task.forward(self.model, inputs)
+            )
             self.peak_bytes = max(self._saved_bytes.values())
 
     def _allocated(self) -> int:
