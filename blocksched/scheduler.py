@@ -99,7 +99,6 @@ class BlockScheduler:
         self._updates = Updates(self.blocks, optimizers, world)
         self._mechanism = Mechanism(self.blocks, sharded)
         self._updates.watch(self._mechanism.check)
-        self._device = next(p.device for p in model.parameters())
         self._total_steps = total_steps
         self._budget_ms = None if time_budget_s is None else time_budget_s * 1e3
         self._steps = 0
@@ -112,7 +111,9 @@ class BlockScheduler:
         self._cache = cache
         if cache is not None:
             cache.attach(model, self.blocks)
-        self._clock: Clock = clock if clock is not None else WallClock(self._device)
+        if clock is None:
+            clock = WallClock(next(p.device for p in model.parameters()))
+        self._clock: Clock = clock
         self.skipped = 0
         self._skipped_in_a_row, self._max_skipped = 0, max_skipped
         self._skip = False

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -37,6 +38,22 @@ class Model(TinyModel):
         for i, block in enumerate(self.blocks):
             x = x if self.skip and i == 2 else block(x.to(block.inner.weight.dtype))
         return self.head(x.to(self.head.weight.dtype))
+
+
+@contextlib.contextmanager
+def recorded():
+    """Collects the active blocks and the loss of every step that any scheduler takes."""
+    active, losses = [], []
+    real = bs.BlockScheduler.step
+
+    def step(self, loss=None):
+        active.append(self.plan.active)
+        losses.append(float(loss))
+        real(self, loss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bs.BlockScheduler, "step", step)
+        yield active, losses
 
 
 def plain(value):

@@ -9,10 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from blocksched import BlockScheduler
 from blocksched.integrations.lightning import BlockScheduling
 from tests.conftest import TinyModel
-from tests.distributed.ddp_loop import plain
+from tests.distributed.ddp_loop import plain, recorded
 from tests.integrations.test_lightning import MOVING, TOKENS, WARNINGS, Module, trainer
 
 pytestmark = [
@@ -31,16 +30,7 @@ def fit(tokens=TOKENS, folder=None, resume=None, **options):
     callbacks = [BlockScheduling(MOVING)]
     if folder is not None:
         callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1))
-    active, losses = [], []
-    real = BlockScheduler.step
-
-    def step(self, loss=None):
-        active.append(self.plan.active)
-        losses.append(float(loss))
-        real(self, loss)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BlockScheduler, "step", step)
+    with pytest.MonkeyPatch.context() as patch, recorded() as (active, losses):
         run = trainer(*callbacks, enable_checkpointing=folder is not None, **options)
         wraps = []
         patch.setattr(run.strategy, "teardown", lambda: wraps.append(run.strategy.model))

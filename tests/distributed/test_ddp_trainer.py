@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from blocksched import BlockScheduler, DynamicSuffix
+from blocksched import DynamicSuffix
 from blocksched.integrations.transformers import attach
-from tests.distributed.ddp_loop import plain
+from tests.distributed.ddp_loop import plain, recorded
 
 MOVING = DynamicSuffix(
     min_active=1, max_active=2, warmup_steps=2, probe_every=4, refresh_every=0,
@@ -46,16 +46,7 @@ def train(folder, resume=None, **arguments):
     """Weights, logged losses, active blocks and loss of each step, bytes of gradients sent."""
     trainer = build(folder, **arguments)
     attach(trainer, MOVING)
-    active, losses = [], []
-    real = BlockScheduler.step
-
-    def step(self, loss=None):
-        active.append(self.plan.active)
-        losses.append(float(loss))
-        real(self, loss)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BlockScheduler, "step", step)
+    with recorded() as (active, losses):
         trainer.train(resume_from_checkpoint=resume)
     logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     traffic = [state.bytes for _, state in getattr(trainer.model_wrapped, "_comm_hooks", ())]

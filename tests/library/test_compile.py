@@ -16,16 +16,10 @@ from blocksched.mechanism import Mechanism
 N = 12
 MOVES = (0, 6, 3, 11, 0, 1, 5)  # the first active block, step by step
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def _own_limit():
-    """What is compiled, and the limit that compile_blocks sets, are forgotten."""
-    torch.compiler.reset()
-    with torch._dynamo.config.patch(recompile_limit=8):
-        yield
-    torch.compiler.reset()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    pytest.mark.usefixtures("fresh_compiler"),
+]
 
 
 class Stack(nn.Module):

@@ -11,15 +11,10 @@ from torch._dynamo.testing import CompileCounter
 
 from blocksched import BlockScheduler, FullUpdate, StaticSuffix, compile_blocks
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def _forgotten():
-    torch.compiler.reset()
-    with torch._dynamo.config.patch(recompile_limit=8):
-        yield
-    torch.compiler.reset()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    pytest.mark.usefixtures("fresh_compiler"),
+]
 
 
 def one_step(model, optimizer, scheduler):
