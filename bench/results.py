@@ -79,6 +79,24 @@ def parse(content: bytes) -> Any:
     return value
 
 
+def read(path: Path) -> Any:
+    """The content of a result file. Raises UserError, in a line, if it cannot be had."""
+    try:
+        return parse(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a result file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON or is cut off ({error}): give a whole result file"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text ({error}): give a whole result file") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply: give a result file") from None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be used: {error}") from None
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file; what was there before stays until all is."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")

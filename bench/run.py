@@ -5,7 +5,6 @@ a schedule has no result, its numbers not being finite; 130 and 143 interrupted 
 """
 
 import dataclasses
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import torch
 
 from bench.config import Config, UserError, from_experiment, parser, resolve, resolve_device
 from bench.processes import Processes, Share, only_rank_0_speaks
-from bench.results import output_path, parse
+from bench.results import output_path, read
 from bench.runner import Run, Terminated
 from bench.table import table
 from bench.tasks.finetune import FinetuneTask
@@ -68,17 +67,7 @@ def replay_files(names: Sequence[str]) -> int:
     differ = False
     for name in names:
         try:
-            steps, differences = replay(parse(Path(name).read_bytes()))
-        except OSError as error:
-            raise UserError(
-                f"{name} cannot be read ({error.strerror}): give a result file"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{name} is not JSON or is cut off ({error}): give a whole result file"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name} is not text ({error}): give a whole result file") from None
+            steps, differences = replay(read(Path(name)))
         except RecursionError:
             raise UserError(f"{name} is nested too deeply: give a result file") from None
         except ValueError as error:
