@@ -28,6 +28,8 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     config = result["config"]
     name = full["schedule"]
     speed = dynamic["speedup_schedule"] if name == FUSED else dynamic["speedup_vs_full"]
+    if speed is None:
+        return ["No verdict: how long the steps took was not recorded."]
     given_up = _relative(dynamic["final_val_loss"], full["final_val_loss"])
     fast, good = speed >= CLEARLY_FASTER, given_up <= config["accept_loss"]
     lines = [
@@ -46,7 +48,7 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
         lines += _time_to_quality(full, dynamic) + _best(rows, full)
     if name == FUSED:
         lines += _with_kernels(rows, dynamic)
-    trace = result["traces"]["dynamic_suffix"]
+    trace = result["traces"].get("dynamic_suffix", {})
     if not good:
         lines += _advice("The quality falls short. To move:", _for_quality(config, trace))
     elif not fast:
@@ -71,7 +73,7 @@ def faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _with_kernels(rows: Mapping[str, Any], dynamic: Mapping[str, Any]) -> list[str]:
     """What kernels and schedule do together, against the eager baseline."""
     eager = rows.get("full_update")
-    if eager is None or not _known(eager["final_val_loss"]):
+    if eager is None or not _known(eager["final_val_loss"]) or not dynamic["speedup_vs_full"]:
         return []
     change = _relative(dynamic["final_val_loss"], eager["final_val_loss"])
     return [
@@ -88,6 +90,8 @@ def _noise(rows: Mapping[str, Any], given_up: float) -> list[str]:
     if not (_known(full["final_val_loss"]) and _known(again["final_val_loss"])):
         return []
     noise = abs(_relative(again["final_val_loss"], full["final_val_loss"]))
+    if again["speedup_vs_full"] is None:
+        return []
     within = "; the difference is within it" if abs(given_up) <= noise else ""
     return [
         f"The same full_update run twice differs by {noise:.2%} in loss and "
@@ -97,8 +101,12 @@ def _noise(rows: Mapping[str, Any], given_up: float) -> list[str]:
 
 def _time_to_quality(full: Mapping[str, Any], dynamic: Mapping[str, Any]) -> list[str]:
     name, reached = full["schedule"], dynamic["time_to_full_loss_ms"]
+    if reached is None and dynamic["final_val_loss"] <= full["final_val_loss"]:
+        return [f"It ended at {name}'s final loss or below; when it got there was not recorded."]
     if reached is None:
         return [f"It did not beat {name}: it never reached {name}'s final loss."]
+    if not full["elapsed_ms"]:
+        return []
     share = reached / full["elapsed_ms"]
     return [f"It reached {name}'s final loss after {share:.0%} of {name}'s time."]
 
@@ -185,7 +193,7 @@ def _for_speed(config: Mapping[str, Any], trace: Mapping[str, Any]) -> list[str]
 
 
 def _frozen_sizes(trace: Mapping[str, Any], n: int) -> list[int]:
-    return [k for k in trace["active_layers_hist"] if k < n]
+    return [k for k in trace.get("active_layers_hist", []) if k < n]
 
 
 def _relevance_moved(probes: Sequence[Mapping[str, Any]]) -> float:
@@ -193,7 +201,7 @@ def _relevance_moved(probes: Sequence[Mapping[str, Any]]) -> float:
     shares = [
         [score / sum(e["ema_scores"]) for score in e["ema_scores"]]
         for e in probes
-        if e["freeze_enabled"] and sum(e["ema_scores"]) > 0
+        if e["freeze_enabled"] and None not in e["ema_scores"] and sum(e["ema_scores"]) > 0
     ]
     changes = [
         sum(abs(b - a) for a, b in zip(one, two, strict=True)) / 2

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.config import UserError
+from bench.config import Config, UserError
 from bench.results import read
 
 ORIGINAL = "dynamic_block_update_schedule_bench.py"  # the experiment's script, of 20 fields a row
@@ -126,7 +126,7 @@ def evidence(content: Any, name: str) -> Evidence:
     script = top.get("script")
     if script not in _SCRIPTS:
         raise ValueError(f"its script is {script!r}, not {' or '.join(map(repr, _SCRIPTS))}")
-    config = _mapping(top.get("config"), "config")
+    config = _config(top.get("config"))
     n_blocks = _count(config.get("n_layers"), "config's n_layers")
     if n_blocks < 1:
         raise ValueError(f"config's n_layers must be >= 1, got {n_blocks}")
@@ -156,6 +156,18 @@ def evidence(content: Any, name: str) -> Evidence:
         budget_ms=None if budget is None else _number(budget, "config's time_budget_ms"),
         expected_ms=_expected(top.get("expected")),
     )
+
+
+def _config(value: Any) -> Mapping[str, Any]:
+    """The flags, those that Config has of the kind that it has them."""
+    config = _mapping(value, "config")
+    for name, default in dataclasses.asdict(Config()).items():
+        found = config.get(name, default)
+        kind = (int, float) if isinstance(default, float) else type(default)
+        fits = isinstance(found, kind) and isinstance(found, bool) == isinstance(default, bool)
+        if default is not None and not fits:
+            raise ValueError(f"config's {name} must be like {default!r}, got {_short(found)}")
+    return config
 
 
 def _row(row: Any, i: int) -> dict[str, Any]:
@@ -228,19 +240,17 @@ def _story(
     for event in events:
         step = _count(event.get("step"), f"a step in dynamic_trace of {name!r}")
         if event.get("probe"):
-            scores = event.get("ema_scores")
-            relevance = None
-            if scores is not None:
-                relevance = tuple(
-                    _number(s, f"ema_scores of {name!r}") for s in _list(scores, "it")
+            for field in ("active_layers_next", "active_budget"):
+                _count(event.get(field), f"{field} in dynamic_trace of {name!r}")
+            scores = _numbers(event, "ema_scores", name)
+            if len(scores) != n:
+                raise ValueError(
+                    f"ema_scores of {name!r} at step {step} are {len(scores)}, the model has {n} "
+                    "blocks"
                 )
-                if len(relevance) != n:
-                    raise ValueError(
-                        f"ema_scores of {name!r} at step {step} are {len(relevance)}, "
-                        f"the model has {n} blocks"
-                    )
-            begun = event.get("freeze_enabled")
-            probes.append(Probe(step, relevance, None if begun is None else bool(begun)))
+            finite = tuple(score for score in scores if score is not None)
+            relevance = finite if len(finite) == n else None
+            probes.append(Probe(step, relevance, bool(event.get("freeze_enabled"))))
         elif "freeze_trigger" in event:
             freezing = step
         elif "final_recovery_stage" in event:
