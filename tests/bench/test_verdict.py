@@ -157,8 +157,14 @@ def test_the_noise_line(loss, within):
     assert ("within it" in text) == within
 
 
+def test_reached_at_a_time_that_the_file_lacks():
+    made = result(loss=1.9)
+    made["results"][1]["time_to_full_loss_ms"] = None
+    assert "when it got there was not recorded" in said(made)
+
+
 def test_never_reached():
-    made = result()
+    made = result(loss=2.01)
     made["results"][1]["time_to_full_loss_ms"] = None
     assert "never reached" in said(made)
 
