@@ -1,0 +1,128 @@
+"""A run in columns of steps: how often each block trained in them, and which were probes."""
+
+import collections
+import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from bench.pages.evidence import Change, Run
+
+MOST = 400  # about 2 px each on a wide page
+CELLS = 10_000  # of a map: 60 kB where no two neighbours are alike
+_NAMED = 4  # of a column's probes, ranges that are named one by one
+
+
+class Column(NamedTuple):
+    """The steps from `first` on.
+
+    `trained` tells by block in how many of them it trained; `fewest` and `most` how many blocks
+    trained at once.
+    """
+
+    first: int
+    steps: int
+    trained: tuple[int, ...]
+    fewest: int
+    most: int
+    probes: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """How many blocks trained at once, on average."""
+        return sum(self.trained) / self.steps
+
+
+def columns(run: Run, n_blocks: int) -> list[Column]:
+    """All steps of the run, equally many in each column but the last."""
+    sets = sets_by_step(run)
+    if not sets:
+        return []
+    size = -(-len(sets) // min(MOST, max(1, CELLS // n_blocks)))
+    probes = collections.defaultdict(list)
+    for probe in run.probes:
+        probes[probe.step // size].append(probe.step)
+    return [
+        _column(first, sets[first : first + size], n_blocks, probes[i])
+        for i, first in enumerate(range(0, len(sets), size))
+    ]
+
+
+def sets_by_step(run: Run) -> list[tuple[int, ...]]:
+    """Which blocks trained, a set a step."""
+    total = len(run.active)
+    sets: list[tuple[int, ...]] = [()] * total
+    for change, after in itertools.pairwise([*run.changes, Change(total, ())]):
+        end = min(after.step, total)
+        sets[change.step : end] = [change.blocks] * (end - change.step)
+    return sets
+
+
+def marks(run: Run) -> list[tuple[int, str]]:
+    """Where freezing and the stages of the recovery begin, in the order of their steps."""
+    found = [] if run.freezing is None else [(run.freezing, "freezing begins")]
+    found += [(step, f"recovery: {stage(name)}") for step, name in run.recovery]
+    return sorted(mark for mark in found if mark[0] < len(run.active))
+
+
+def stage(name: str) -> str:
+    """A stage of the recovery as a person would call it."""
+    known = {"full": "all blocks", "stage3_full": "all blocks"}
+    return known.get(name, name.replace("stage", "stage "))
+
+
+def in_words(column: Column, n_blocks: int) -> str:
+    """A column as a line: its steps, what trained in them, its probes."""
+    first, last = column.first, column.first + column.steps - 1
+    found = f"step {first}: " if first == last else f"steps {first}-{last}: "
+    found += _trained_in_words(column, n_blocks)
+    if column.probes:
+        found += f"; {_probes_in_words(column.probes)}"
+    return found
+
+
+def percent(share: float) -> str:
+    """A share, 0..1, in percent with a digit behind the point."""
+    return f"{100 * share:.1f} %"
+
+
+def ranges(numbers: Iterable[int]) -> list[str]:
+    """Rising numbers with runs of neighbours drawn together: 0, 2-5, 9."""
+    found = []
+    for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        found.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}")
+    return found
+
+
+def _column(
+    first: int, sets: list[tuple[int, ...]], n_blocks: int, probes: Iterable[int]
+) -> Column:
+    different = collections.Counter(sets)
+    trained = [0] * n_blocks
+    for blocks, steps in different.items():
+        for block in blocks:
+            trained[block] += steps
+    sizes = [len(blocks) for blocks in different]
+    return Column(first, len(sets), tuple(trained), min(sizes), max(sizes), tuple(probes))
+
+
+def _trained_in_words(column: Column, n_blocks: int) -> str:
+    count = f"{column.most}"
+    if column.fewest < column.most:
+        count = f"{column.fewest} to {column.most} (on average {column.mean:.1f})"
+    always = ", ".join(ranges(b for b, k in enumerate(column.trained) if k == column.steps))
+    at_times = ", ".join(ranges(b for b, k in enumerate(column.trained) if 0 < k < column.steps))
+    if at_times:
+        always = f"{always} in every step, " if always else ""
+        at_times += " in some steps"
+    which = f" ({always}{at_times})" if always or at_times else ""
+    return f"{count} of {n_blocks} blocks train{which}"
+
+
+def _probes_in_words(steps: tuple[int, ...]) -> str:
+    if len(steps) == 1:
+        return f"1 probe, step {steps[0]}"
+    named = ranges(steps)
+    if len(named) > _NAMED:
+        return f"{len(steps)} probes, the first at step {steps[0]}, the last at {steps[-1]}"
+    return f"{len(steps)} probes, steps {', '.join(named)}"
