@@ -6,7 +6,11 @@ from typing import Any
 
 def table(rows: Sequence[Mapping[str, Any]], on_cpu: bool) -> list[str]:
     """The experiment's table, a line a schedule."""
-    lines = grid(rows, on_cpu)
+    return aligned(grid(rows, on_cpu))
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as text, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
