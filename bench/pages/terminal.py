@@ -12,7 +12,7 @@ from bench.pages.words import headline
 from bench.table import aligned, grid, number
 
 _CURVE = 32  # characters of a curve at most
-_LABEL = 12  # of what stands before it
+_LABEL = 14  # of what stands before it
 _NAME = 24
 
 
@@ -30,8 +30,12 @@ def summary(evidence: Evidence, stream: TextIO | None = None) -> list[str]:
     if evidence.runs:
         cells = grid(evidence.content["results"], evidence.on_cpu)
         lines += _tables([[_name(line[0]), *line[1:]] for line in cells], width)
+        lines += [
+            "",
+            "Losses over the run (without its first tenth, the steepest) and active blocks:",
+        ]
     for run in evidence.runs:
-        lines += ["", *_story(run), *_curves(run, evidence.n_blocks, width, levels)]
+        lines += ["", _story(run), *_curves(run, evidence.n_blocks, width, levels)]
     return [part for line in lines for part in textwrap.wrap(line, width) or [""]]
 
 
@@ -57,7 +61,7 @@ def _story(run: Run) -> str:
     loss = number(row["final_val_loss"], ".4f")
     end = "no final loss" if loss == "-" else f"final validation loss {loss}"
     if row["elapsed_ms"] is not None:
-        end += f", {row['elapsed_ms'] / 1e3:,.1f} s of steps"
+        end += f" after {row['elapsed_ms'] / 1e3:,.1f} s"
     if row["failure"] is not None:
         end += f"; stopped: {_printable(row['failure'])}"
     return f"{_name(run.name)}: {end}"
@@ -67,6 +71,7 @@ def _curves(run: Run, n_blocks: int, width: int, levels: str) -> list[str]:
     validated = len(run.validations) > 1
     losses = [point.loss for point in run.validations] if validated else run.losses
     label = "val loss" if validated else "train loss"
+    losses = losses[-(-len(losses) // 10) :] if len(losses) > 1 else losses
     known = [loss for loss in losses if loss is not None]
     lines = []
     if known:
@@ -75,7 +80,7 @@ def _curves(run: Run, n_blocks: int, width: int, levels: str) -> list[str]:
     if run.active:
         least, most = min(run.active), max(run.active)
         count = f"{least} to {most}" if least < most else f"{most}"
-        note = f"{count} of {n_blocks} blocks train"
+        note = f"{count} of {n_blocks} blocks"
         lines.append(_curve("active", run.active, note, width, levels, (0, n_blocks)))
     return lines
 
