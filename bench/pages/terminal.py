@@ -32,7 +32,7 @@ def summary(evidence: Evidence, stream: TextIO | None = None) -> list[str]:
         lines += _tables([[_name(line[0]), *line[1:]] for line in cells], width)
         lines += [
             "",
-            "Losses over the run (without its first tenth, the steepest) and active blocks:",
+            "Losses over the run (without its steep first tenth) and blocks that train:",
         ]
     for run in evidence.runs:
         lines += ["", _story(run), *_curves(run, evidence.n_blocks, width, levels)]
