@@ -209,11 +209,13 @@ def _numbers(values: Sequence[float]) -> list[str]:
         return [f"{v:g}" for v in values]
     step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    if digits > 5:
+        return [f"{v:g}" for v in values]
     return [f"{v + 0.0:,.{digits}f}" for v in values]
 
 
 def _spread(low: float, high: float) -> tuple[float, float]:
-    if low < high:
+    if high - low > 1e-12 * max(1.0, abs(low)):
         return low, high
     aside = abs(low) * 0.05 or 0.5
     return low - aside, low + aside

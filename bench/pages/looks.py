@@ -40,7 +40,6 @@ SHAPES = {
 DASHES = ("", "9 4", "2 4", "12 4 2 4", "18 4", "6 6", "9 4 2 4 2 4", "4 4 12 4")
 
 _KNOWN = ("full_update", "full_update+fused", "full_update#2", "static_suffix", "dynamic_suffix")
-_COLOURS = 8
 
 
 class Look(NamedTuple):
@@ -53,9 +52,14 @@ class Look(NamedTuple):
 
 
 def look(schedule: str, i: int) -> Look:
-    """How to draw a schedule, the `i`-th of its file: `i` decides only for names of one's own."""
-    place = _KNOWN.index(schedule) if schedule in _KNOWN else len(_KNOWN) + i
-    again, color = divmod(place, _COLOURS)
+    """How to draw a schedule, the `i`-th of its file: `i` decides only for names of one's own.
+
+    Those share three colours, which no known schedule has, and tell apart by dash and marker.
+    """
+    if schedule in _KNOWN:
+        color = place = _KNOWN.index(schedule)
+    else:
+        place = len(_KNOWN) + i
+        color = len(_KNOWN) + i % 3
     markers = tuple(SHAPES)
-    shift = color + 3 * again  # a colour that returns has another dash and marker
-    return Look(color, DASHES[shift % len(DASHES)], markers[shift % len(markers)])
+    return Look(color, DASHES[place % len(DASHES)], markers[place % len(markers)])
