@@ -72,6 +72,7 @@ class Config:
     )
     out: str = text("results", "folder of the result file")
     json_out: str = text("", "the result file itself, instead of a new one in --out")
+    html: bool = text(True, "also write the result as a page, beside the result file")
     resume: str = text(
         "", "folder of this run's checkpoints: go on from the newest, if there is one, and add more"
     )
@@ -213,7 +214,7 @@ SMALL: dict[str, Any] = {
 FINETUNE: dict[str, Any] = {"steps": 120}
 
 _NEW = {"task", "data", "schedules", "preset", "backend", "lr_decay", "interleave",
-        "time_budget_ms", "accept_loss", "out", "json_out", "n_heads", "pretrain_steps",
+        "time_budget_ms", "accept_loss", "out", "json_out", "html", "n_heads", "pretrain_steps",
         "pretrain_lr", "resume", "checkpoint_every", "allow_previous", "max_skipped",
         "preflight"}  # fmt: skip
 

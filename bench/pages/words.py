@@ -28,6 +28,18 @@ def headline(evidence: Evidence) -> list[str]:
 _STATUS = {"interrupted": "interrupted before its end", "running": "still running, or was killed"}
 
 
+def subject(evidence: Evidence) -> str:
+    """What was run, in a line."""
+    config, system = evidence.config, evidence.content["system"]
+    task = config.get("task", "the original experiment's teacher")
+    device = system.get("cuda_device_name") or system.get("cpu_name") or "CPU"
+    when = evidence.content.get("timestamp_utc", "at a time that was not recorded")
+    return (
+        f"{evidence.name}: {task}, {evidence.n_blocks} blocks of width "
+        f"{config.get('dmodel', 'unknown')}, {device}, {when}"
+    )
+
+
 def setting(name: str, value: Any) -> str:
     """A setting's value as a person writes it."""
     if isinstance(value, bool):

@@ -1,0 +1,165 @@
+"""The page of a result, and of several side by side: one file that needs no other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.pages import losses, maps, steps, words
+from bench.pages.chart import scrolling, text
+from bench.pages.evidence import Evidence
+from bench.pages.looks import CSS
+from bench.pages.story import story
+from bench.table import grid
+
+_HERE = Path(__file__).parent
+_TABLE = (
+    "Speed-ups are against full_update in eager torch; ms / expected is a measured step over what "
+    "its parts take when timed alone; probes are full steps that measure relevance."
+)
+_TRAINED = "Block 0 is next to the input; the blocks of the active set train, the others rest."
+_RELEVANCE = (
+    "How much each block still matters, as the schedule sees it: a running average of what the "
+    "probes measured. Blocks that are all alike leave a schedule nothing to choose by."
+)
+
+
+def page(evidence: Evidence) -> str:
+    """The page of one result file."""
+    verdict, *reasons = words.headline(evidence)
+    return _whole(
+        f"blocksched: {evidence.name}",
+        f"<header><p class='note'>{text(words.subject(evidence))}</p><h1>{text(verdict)}</h1>"
+        f"{_lines(reasons)}</header>",
+        _table([evidence]),
+        _section("loss", "Loss", losses.validation([evidence]), losses.training([evidence])),
+        _section("trained", "Which blocks trained", *_maps(evidence), intro=_TRAINED),
+        _section("relevance", "Relevance", *_relevance(evidence), intro=_RELEVANCE),
+        _section("time", "Where the time went", steps.step_times(evidence), steps.parts(evidence)),
+        _section("memory", "Memory", steps.memory(evidence)),
+        _settings(evidence),
+        _limits(words.limits(evidence)),
+    )
+
+
+def comparison(evidences: Sequence[Evidence]) -> str:
+    """The page of several result files side by side, what differs between them first.
+
+    Files of the same name are told apart by a number.
+    """
+    names = ", ".join(each.name for each in evidences)
+    limits = words.not_compared(evidences)
+    limits += [f"{each.name}: {line}" for each in evidences for line in words.limits(each)]
+    return _whole(
+        f"blocksched: {names}",
+        f"<header><p class='note'>{len(evidences)} results side by side</p>"
+        f"<h1>{text(names)}</h1></header>",
+        _differences(evidences),
+        _table(evidences),
+        _section("loss", "Loss", losses.validation(evidences), losses.training(evidences)),
+        *(_one_of(i, each) for i, each in enumerate(evidences)),
+        _limits(limits),
+    )
+
+
+def _whole(title: str, *parts: str) -> str:
+    style, script = ((_HERE / name).read_text() for name in ("page.css", "page.js"))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'  # or the browser asks for one
+        f"<title>{text(title)}</title>\n<style>\n{CSS}{style}</style></head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + f"\n<script>\n{script}</script>\n</body></html>\n"
+    )
+
+
+def _section(name: str, title: str, *parts: str, intro: str = "") -> str:
+    """A section of what there is to show; "" if there is nothing."""
+    if not any(parts):
+        return ""
+    introduction = f"<p class='note'>{text(intro)}</p>" if intro else ""
+    return f'<section id="{name}"><h2>{text(title)}</h2>{introduction}{"".join(parts)}</section>'
+
+
+def _lines(lines: Sequence[str]) -> str:
+    """A paragraph each; indented lines are the points of a list."""
+    made = []
+    for line in lines:
+        points = line.startswith("  ")
+        made.append(f"<p{' class=point' if points else ''}>{text(line.strip())}</p>")
+    return "".join(made)
+
+
+def _table(evidences: Sequence[Evidence]) -> str:
+    """The benchmark's table, the file's name before each line if there are several."""
+    made = []
+    for each in evidences:
+        if each.runs:
+            head, *body = grid(each.content["results"], each.on_cpu)
+            caption = f"<caption>{text(each.name)}</caption>" if len(evidences) > 1 else ""
+            made.append(scrolling(_html_table(head, body, caption)))
+    return _section("schedules", "The schedules", *made, intro=_TABLE)
+
+
+def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str = "") -> str:
+    def cells(kind: str, line: Sequence[str]) -> str:
+        names, *values = line
+        return f"<th scope='row'>{text(names)}</th>" + "".join(
+            f"<{kind} class='number'>{text(value)}</{kind}>" for value in values
+        )
+
+    rows = "".join(f"<tr>{cells('td', line)}</tr>" for line in body)
+    return (
+        f"<table>{caption}<thead><tr>{cells('th', head)}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _maps(evidence: Evidence) -> list[str]:
+    return [
+        maps.block_map(evidence, run) + _lines([" ".join(story(evidence, run))])
+        for run in evidence.runs
+        if run.changes
+    ]
+
+
+def _relevance(evidence: Evidence) -> list[str]:
+    return [maps.relevance(evidence, run) for run in evidence.runs]
+
+
+def _settings(evidence: Evidence) -> str:
+    command = words.command(evidence)
+    again = f"<p>To run it again:</p><pre>{text(command)}</pre>" if command else ""
+    tables = [
+        f"<h3>{title}</h3>{scrolling(_pairs(pairs))}"
+        for title, pairs in (
+            ("Machine, versions and data", words.environment(evidence)),
+            ("Settings", words.settings(evidence)),
+        )
+    ]
+    return _section("settings", "Settings and environment", again, *tables)
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    rows = "".join(
+        f"<tr><th scope='row'>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in pairs
+    )
+    return f"<table><tbody>{rows}</tbody></table>"
+
+
+def _limits(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{text(line)}</li>" for line in lines)
+    return _section("limits", "What this evidence cannot say", f"<ul>{items}</ul>")
+
+
+def _differences(evidences: Sequence[Evidence]) -> str:
+    found = words.differences(evidences)
+    head = ["", *(each.name for each in evidences)]
+    table = _html_table(head, [[name, *values] for name, values in found])
+    same = "<p>None: the same settings, machine and data.</p>"
+    return _section("differences", "What differs", scrolling(table) if found else same)
+
+
+def _one_of(i: int, evidence: Evidence) -> str:
+    """What a comparison says of one file alone: its verdict, and what its schedules froze."""
+    moved = [run for run in evidence.runs if len(run.changes) > 1]
+    shown = [maps.block_map(evidence, run) + maps.relevance(evidence, run) for run in moved]
+    return _section(f"file-{i}", evidence.name, _lines(words.headline(evidence)), *shown)
