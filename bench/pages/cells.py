@@ -1,0 +1,108 @@
+"""Maps of blocks: a row a block, the one next to the head on top, painted in few SVG paths."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from bench.pages.chart import Frame
+
+_TALLEST = 22.0  # pixels of a row
+
+
+def map_frame(
+    width: float, across: int, n_blocks: int, *, room: float, above: float = 0, below: float = 0
+) -> Frame:
+    """A frame whose vertical axis is the block and whose horizontal one goes from 0 to `across`.
+
+    Args:
+        room: pixels that all rows take at most.
+        above, below: pixels left free over and under the rows.
+    """
+    row = min(_TALLEST, room / n_blocks)
+    frame = Frame(width, 0, x=(0, across), y=(-0.5 - below / row, n_blocks - 0.5))
+    frame.left, frame.top = 52, 24 + above
+    frame.height = frame.top + n_blocks * row + below + frame.bottom
+    return frame
+
+
+def axes(frame: Frame, n_blocks: int, x_label: str, x_ticks: Sequence[float]) -> str:
+    """The axes of a map, as many blocks numbered as there is room for."""
+    every = math.ceil(14 / _row(frame))
+    y_label = f"block ({n_blocks - 1}, on top, is next to the head)" if n_blocks > 1 else "block"
+    return frame.axes(x_label, y_label, x_ticks=x_ticks, y_ticks=range(0, n_blocks, every))
+
+
+def paint(
+    frame: Frame,
+    rows: Sequence[Sequence[int]],
+    opacities: Sequence[float],
+    *,
+    columns: float,
+    ground: str,
+) -> str:
+    """Cells as SVG.
+
+    Args:
+        rows: levels, block 0 first; of level 0 only the ground is seen, level i has
+            opacities[i - 1].
+        columns: how many columns are as wide as the frame; less than the number of cells in a row
+            where the last one is narrower than the others.
+        ground: the colour of the ground, a CSS variable's name.
+    """
+    right, floor, row = frame.px(frame.x[1]), frame.py(-0.5), _row(frame)
+    box = f"M{frame.left:g} {frame.top:g}H{right:g}V{floor:.1f}H{frame.left:g}z"
+    scale = f"scale({(right - frame.left) / columns:.6g},{row:.6g})"
+    paths = "".join(
+        f'<path style="stroke-opacity:{opacity}" d="{path}"/>'
+        for opacity, path in zip(opacities, _paths(rows, len(opacities), columns), strict=True)
+        if path
+    )
+    between = ""
+    if row >= 6:
+        edges = (frame.py(block - 0.5) for block in range(1, len(rows)))
+        lines = "".join(f"M{frame.left:g} {y:.1f}H{right:g}" for y in edges)
+        between = f'<path style="stroke:var(--paper);stroke-opacity:.6" d="{lines}"/>'
+    return (
+        f'<path style="fill:var(--{ground})" d="{box}"/>'
+        f'<g transform="translate({frame.left:g},{frame.top:g}) {scale}" '
+        f'shape-rendering="crispEdges" style="fill:none;stroke:var(--trained)">{paths}</g>{between}'
+    )
+
+
+def swatches(entries: Sequence[tuple[str, str]]) -> str:
+    """A legend: texts, each with what it explains, SVG for 22 x 14 pixels."""
+    items = "".join(
+        f'<li><svg width="22" height="14" aria-hidden="true">{svg}</svg>{words}</li>'
+        for words, svg in entries
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def swatch(ground: str, opacity: float = 0) -> str:
+    """A cell of a legend."""
+    box = 'd="M1 1h20v12h-20z"'
+    return (
+        f'<path style="fill:var(--{ground});stroke:var(--soft)" {box}/>'
+        f'<path style="fill:var(--trained);fill-opacity:{opacity}" {box}/>'
+    )
+
+
+def _row(frame: Frame) -> float:
+    """Pixels of a row."""
+    return frame.py(0) - frame.py(1)
+
+
+def _paths(rows: Sequence[Sequence[int]], levels: int, columns: float) -> list[str]:
+    """A path a level, in units of a cell: strokes through the cells that have it."""
+    paths = [""] * levels
+    for y, row in enumerate(reversed(rows)):
+        ends: dict[int, float] = {}
+        x = 0.0
+        for level, group in itertools.groupby(row):
+            end = min(x + len(list(group)), columns)
+            if level:
+                gap = f"m{x - ends[level]:g} 0" if level in ends else f"M{x:g} {y}.5"
+                paths[level - 1] += f"{gap}h{end - x:g}"
+                ends[level] = end
+            x = end
+    return paths

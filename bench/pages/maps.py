@@ -1,0 +1,128 @@
+"""Which blocks trained, step by step: a map with the probes, freezing's start and the recovery."""
+
+import re
+from collections.abc import Sequence
+
+from bench.pages.cells import axes, map_frame, paint, swatch, swatches
+from bench.pages.chart import Drawing, Frame, Series, figure, text, ticks
+from bench.pages.columns import Column, columns, in_words, marks
+from bench.pages.evidence import Evidence, Run
+
+_SHARES = (0.4, 0.7, 1.0)  # how opaque: trained in some, in half or more, in all of the steps
+_ROOM, _LITTLE = 320.0, 56.0  # pixels of the map, and of one on which nothing ever changes
+_STRIP, _LINE = 16.0, 16.0  # pixels of the probes' strip and of a line of text
+
+
+def block_map(evidence: Evidence, run: Run) -> str:
+    """The figure; "" if the file does not tell which blocks trained."""
+    n = evidence.n_blocks
+    found = columns(run, n)
+    if not found:
+        return ""
+    return figure(
+        slug("map", evidence.name, run.name),
+        f"Blocks that trained at each step: {run.name}",
+        lambda width: _draw(width, found, marks(run), n),
+        note=_note(found, n),
+        legend=_legend(found),
+    )
+
+
+def slug(*names: str) -> str:
+    """Names as an id of the page, another one for other names."""
+    return "-".join(re.sub(r"[^A-Za-z0-9]", lambda c: f"_{ord(c[0]):x}_", name) for name in names)
+
+
+def _draw(
+    width: float, found: Sequence[Column], marked: Sequence[tuple[int, str]], n: int
+) -> Drawing:
+    total, size = found[-1].first + found[-1].steps, found[0].steps
+    still = len({(c.fewest, c.most, *_levels(c)) for c in found}) == 1
+    probed = any(c.probes for c in found)
+    frame = map_frame(
+        width,
+        total,
+        n,
+        room=_LITTLE if still else _ROOM,
+        above=_LINE * len(marked),
+        below=_STRIP * probed,
+    )
+    whole = [x for x in ticks(0, total, (width - frame.left) / 80) if x == int(x)]
+    rows = list(zip(*map(_levels, found), strict=True))
+    svg = axes(frame, n, "step", whole)
+    svg += paint(frame, rows, _SHARES, columns=total / size, ground="frozen")
+    svg += _probes(frame, found) + _marks(frame, marked)
+    told = {column.first: in_words(column, n) for column in found}
+    for step, what in marked:
+        told[step // size * size] += f"; {what} at step {step}"
+    points = [(_middle(frame, c), frame.top, told[c.first]) for c in found]
+    return Drawing(frame.height, svg, [Series("", points)])
+
+
+def _levels(column: Column) -> list[int]:
+    """By block, 0 if it was frozen in all of the steps, else 1 to 3, as in _SHARES."""
+    return [
+        3 if steps == column.steps else 2 if 2 * steps >= column.steps else int(steps > 0)
+        for steps in column.trained
+    ]
+
+
+def _middle(frame: Frame, column: Column) -> float:
+    return frame.px(column.first + column.steps / 2)
+
+
+def _probes(frame: Frame, found: Sequence[Column]) -> str:
+    """A triangle under each column with a probe."""
+    tip = frame.py(-0.5) + 4
+    path = "".join(f"M{_middle(frame, c):.1f} {tip:.1f}l-3 8h6z" for c in found if c.probes)
+    if not path:
+        return ""
+    return (
+        f'<text class="tick" x="{frame.left - 8:g}" y="{tip + 8:.1f}" text-anchor="end">probes'
+        f'</text><path class="probes" style="fill:var(--warm)" d="{path}"/>'
+    )
+
+
+def _marks(frame: Frame, marked: Sequence[tuple[int, str]]) -> str:
+    """A line a mark, from its own line of text down through the map."""
+    left, right = [], []  # of which side of its line the label has room
+    for step, what in marked:
+        label = f"{what}, step {step}"
+        fits = frame.px(step) + 7 * len(label) < frame.width
+        (right if fits else left).append((frame.px(step), label, fits))
+    lines, labels = "", ""
+    # In this order no line goes through the label of another on the same side.
+    for i, (x, label, fits) in enumerate([*reversed(left), *right]):
+        y = 32 + _LINE * i
+        aside, anchor = (4, "start") if fits else (-4, "end")
+        lines += f"M{x:.1f} {y - 10:g}V{frame.py(-0.5):.1f}"
+        labels += (
+            f'<text x="{x + aside:.1f}" y="{y:g}" text-anchor="{anchor}" style="stroke:'
+            f'var(--paper);stroke-width:4;paint-order:stroke">{text(label)}</text>'
+        )
+    if not lines:
+        return ""
+    return (
+        f'<path style="stroke:var(--paper);stroke-width:4;fill:none" d="{lines}"/>'
+        f'<path style="stroke:var(--ink);stroke-width:1.5;fill:none" stroke-dasharray="5 3" '
+        f'd="{lines}"/>{labels}'
+    )
+
+
+def _legend(found: Sequence[Column]) -> str:
+    """What there is on the map."""
+    words = ("frozen", "trained in some of a column's steps", "in half of them or more", "in all")
+    if found[0].steps == 1:
+        words = ("frozen", "", "", "trained")
+    levels = sorted({level for column in found for level in _levels(column)})
+    entries = [(words[level], swatch("frozen", (0.0, *_SHARES)[level])) for level in levels]
+    if any(column.probes for column in found):
+        triangle = '<path style="fill:var(--warm)" d="M11 3l-3 8h6z"/>'
+        entries.append(("probe: a step that measures how much each block matters", triangle))
+    return swatches(entries)
+
+
+def _note(found: Sequence[Column], n: int) -> str:
+    size = found[0].steps
+    note = "A column stands for one step." if size == 1 else f"A column stands for {size} steps."
+    return f"No block was ever frozen. {note}" if all(c.fewest == n for c in found) else note
