@@ -24,7 +24,6 @@ import datetime
 import functools
 import gc
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +36,8 @@ from torch import Tensor, nn
 
 from bench import layer
 from bench.config import Config, UserError, resolve_device
-from bench.results import output_path, system, write
+from bench.provenance import system
+from bench.results import output_path, write
 from bench.table import number
 from bench.tasks.parts import generator
 from bench.timing import Call, Case, Row, mark, ratio, sample
@@ -233,10 +233,7 @@ def cells(row: Row) -> list[str]:
 
 def about(device: torch.device) -> dict[str, Any]:
     """The machine, the versions, and the commit where git knows it."""
-    git = f"git -C {shlex.quote(str(Path(__file__).parent))} describe --always --dirty"
-    failed, commit = subprocess.getstatusoutput(git)
-    known = {"triton_version": triton and triton.__version__, "commit": None if failed else commit}
-    return system(device) | known
+    return system(device) | {"triton_version": triton and triton.__version__}
 
 
 def benchmark(device: torch.device, scale: Scale) -> list[Row]:

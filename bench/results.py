@@ -8,18 +8,15 @@ import itertools
 import json
 import math
 import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import distributed
-
 from bench.config import FUSED, Config, UserError
 from bench.expected import Expected
+from bench.provenance import command, processes, system
 from bench.tasks.parts import Task
 from bench.train import Arm
 
@@ -50,13 +47,12 @@ def document(
         "timestamp_utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "status": status,
         "config": flags,
-        "system": system(task.device) | _processes(),
+        "command": command(config),
+        "system": system(task.device) | processes(),
         "task": task.info,
         "results": [_row(arm, full, config, expected) for arm in started],
         "traces": {arm.name: _trace(arm) for arm in started},
-        "expected": None
-        if expected is None
-        else {"parts_ms": expected.parts_ms(), "measured_over_expected": expected.efficiency()},
+        "expected": None if expected is None else _expected(expected, config.n_layers),
     }
 
 
@@ -198,7 +194,7 @@ def _row(
         "active_layers_max": max(active),
         "probe_step_count": sum(step.probe for step in arm.steps),
         "notes": str(arm.schedule),
-        "peak_bytes": arm.peak_bytes,
+        "peak_bytes": arm.memory.peak,
         "expected_step_ms": expected_ms,
         "measured_over_expected": over,
         # The loss of the full_update that runs on the same kernels.
@@ -240,28 +236,20 @@ def _trace(arm: Arm) -> dict[str, Any]:
         "train_losses": [step.loss for step in arm.steps],
         "active_layers_hist": [step.active for step in arm.steps],
         "gradient_bytes": [step.gradient_bytes for step in arm.steps],
+        "active_blocks": arm.changes,  # from that step on, these blocks train
+        "probe_steps": [i for i, step in enumerate(arm.steps) if step.probe],
+        "parts_ms": arm.phases.sums,  # by number of active blocks, in all
+        "memory": arm.memory.bytes,
         "dynamic_trace": arm.dynamic_trace,
         "val_trace": arm.val_trace,
     }
 
 
-def system(device: torch.device) -> dict[str, Any]:
-    on_gpu = device.type == "cuda"
+def _expected(expected: Expected, n_blocks: int) -> dict[str, Any]:
     return {
-        "cuda_available": torch.cuda.is_available(),
-        "cuda_device_name": torch.cuda.get_device_name(device) if on_gpu else None,
-        "torch_version": torch.__version__,
-        "python_version": platform.python_version(),
-        "cpu_threads": torch.get_num_threads(),
-    }
-
-
-def _processes() -> dict[str, Any]:
-    if not distributed.is_initialized():
-        return {"processes": 1, "process_backend": None}
-    return {
-        "processes": distributed.get_world_size(),
-        "process_backend": distributed.get_backend(),
+        "step_ms": {k: expected.step_ms(k) for k in range(1, n_blocks + 1)},
+        "parts_ms": expected.parts_ms(),
+        "measured_over_expected": expected.efficiency(),
     }
 
 

@@ -17,14 +17,14 @@ from torch import nn
 
 from bench.config import Config, UserError
 from bench.processes import Processes
+from bench.provenance import NO_PART_OF_A_RUN
 from bench.results import parse, write
 from bench.tasks.parts import Task
 from bench.train import Arm
 from blocksched.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from blocksched.schedules.flags import option
 
-# Flags that may differ when a run goes on.
-_FREE = {"out", "json_out", "resume", "checkpoint_every", "allow_previous", "preflight"}
+_LAYOUT = 2  # of what a checkpoint keeps of a schedule; None before it was noted
 _DAMAGED = "give another folder to --resume, or delete this one to start again"
 
 
@@ -154,13 +154,18 @@ def _steps(arms: Sequence[Arm]) -> int:
 
 def _identity(config: Config, task: Task, processes: Processes) -> dict[str, Any]:
     """All that has to be the same when a run goes on."""
-    flags = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
+    flags = {
+        key: value
+        for key, value in dataclasses.asdict(config).items()
+        if key not in NO_PART_OF_A_RUN
+    }
     return {
         "flags": flags,
         "device": task.device.type,
         "processes": processes.world,
         "text": task.info.get("corpus_sha256"),
         "torch": torch.__version__,
+        "layout": _LAYOUT,
     }
 
 
@@ -173,9 +178,9 @@ def _check_same(ours: dict[str, Any], saved: dict[str, Any], folder: Path) -> No
         if flags.get(key) != theirs.get(key)
     ]
     differ += [
-        f"{key} {saved[key]} there, {ours[key]} here"
+        f"{key} {saved.get(key)} there, {ours[key]} here"
         for key in ours
-        if key != "flags" and saved[key] != ours[key]
+        if key != "flags" and saved.get(key) != ours[key]
     ]
     if differ:
         raise UserError(

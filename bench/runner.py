@@ -11,6 +11,7 @@ from bench.expected import Expected
 from bench.live import Live
 from bench.preflight import preflight
 from bench.processes import Processes
+from bench.provenance import commit
 from bench.results import document, write
 from bench.resume import Checkpoints
 from bench.tasks.parts import Task
@@ -62,6 +63,7 @@ class Run:
         self._checkpoints: Checkpoints | None = None
         self._live = Live()
         self._validations = 0
+        commit()  # the result is to name the code that runs now
 
     def all(self) -> None:
         """Run everything; the result file is renewed whenever a schedule ends."""

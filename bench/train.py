@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 from bench import memory
 from bench.config import Config
 from bench.models import model_of, optimizer, parallel, weights_sha256
+from bench.phases import Phases
 from bench.tasks.parts import Task
 from blocksched import BlockScheduler
 from blocksched.distributed import Traffic, prepare_ddp
@@ -64,9 +65,10 @@ class Arm:
         self.name, self.schedule, self.fused = name, schedule, fused
         self.budget_ms = budget_ms
         self.steps: list[StepRecord] = []  # those that have ended, their reading included
+        self.changes: list[tuple[int, Sequence[int]]] = []  # from that step on, these blocks train
         self._last: StepRecord | None = None
+        self._last_parts: dict[str, float] = {}
         self.val_trace: list[dict[str, float]] = []
-        self.peak_bytes = 0
         self.failure: str | None = None  # why it stopped before its end
         self.asked_to_stop = False
         self.weights_sha256: str | None = None
@@ -91,7 +93,10 @@ class Arm:
             self._traffic = prepare_ddp(self._parallel, self.scheduler)
         self._agreed_bytes = 0
         self._trace = DynamicTrace(schedule) if isinstance(schedule, DynamicSuffix) else None
-        self._saved_bytes: dict[int, int] = {}
+        self.memory = memory.ByActive(task.device, self.model, self.optimizer)
+        self.phases = Phases(task.device, config.warmup_ignore_steps)
+        # After the scheduler's own hook, which measures.
+        self.optimizer.register_step_pre_hook(lambda *_: self.phases.mark("measure"))
 
     @property
     def elapsed_ms(self) -> float:
@@ -159,9 +164,10 @@ class Arm:
         self.settle()
         return {
             "steps": [list(step) for step in self.steps],
+            "changes": [[step, list(active)] for step, active in self.changes],
             "val_trace": self.val_trace,
-            "peak_bytes": self.peak_bytes,
-            "saved_bytes": list(self._saved_bytes.items()),
+            "phases": self.phases.state(),
+            "memory": list(self.memory.bytes.items()),
             "trace": None if self._trace is None else self._trace.state_dict(),
             "failure": self.failure,
             "weights_sha256": self.weights_sha256,
@@ -170,9 +176,10 @@ class Arm:
     def load_state(self, saved: dict[str, Any]) -> None:
         """Take in what `state` gave, after model, optimizer and scheduler were loaded."""
         self.steps = [StepRecord(*step) for step in saved["steps"]]
+        self.changes = [(step, tuple(active)) for step, active in saved["changes"]]
         self.val_trace = saved["val_trace"]
-        self.peak_bytes = saved["peak_bytes"]
-        self._saved_bytes = dict(saved["saved_bytes"])
+        self.phases.load_state(saved["phases"])
+        self.memory.bytes = dict(saved["memory"])
         if self._trace is not None:
             self._trace.load_state_dict(saved["trace"])
         self.failure = saved["failure"]
@@ -180,11 +187,10 @@ class Arm:
 
     def _step(self, asked: Callable[[], bool]) -> None:
         inputs, targets = self._task.batch(self.taken)
-        if self._task.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._task.device)
-        standing = self._allocated()
+        self.memory.begin()
         self._synchronize()
         start = time.perf_counter()
+        self.phases.begin()
         if self._last is not None:
             self._end_step(self._last)
         elif self._trace is not None and not self.steps:
@@ -193,10 +199,12 @@ class Arm:
         for group in self.optimizer.param_groups:
             group["lr"] = self._config.lr * decay
         sent = 0 if self._traffic is None else self._traffic.bytes
-        loss = self._task.loss(self._task.forward(self._parallel or self.model, inputs), targets)
+        loss = self._forward(inputs, targets)
         loss.backward()
+        self.phases.mark("backward")
         if self._finite(loss):
             self.optimizer.step()
+            self.phases.mark("update")
         self.optimizer.zero_grad()
         value = loss.item()
         self._synchronize()
@@ -207,26 +215,49 @@ class Arm:
         plan, mean = self.scheduler.plan, statistics.fmean(losses)
         traffic = self._bytes_since(sent)
         self._last = StepRecord(max(slowest), mean, len(plan.active), plan.probe, *traffic)
+        self._last_parts = self.phases.read()
         self._clock.elapsed_ms += max(slowest)
-        self._note_memory(inputs, standing)
+        self.memory.end(self.active, lambda: self._task.forward(self.model, inputs))
+
+    def _forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of a step, with marks where its parts end."""
+        first = min(self.scheduler.plan.active)
+
+        def before_block(i: int) -> None:
+            if i == first:
+                self.phases.mark("prefix forward")
+
+        self.phases.mark("other")
+        self.model.before_block = before_block
+        outputs = self._task.forward(self._parallel or self.model, inputs)
+        self.model.before_block = None
+        loss = self._task.loss(outputs, targets)
+        self.phases.mark("suffix forward")
+        return loss
 
     def _finite(self, loss: torch.Tensor) -> bool:
         """Whether to take the step; too many that are not taken in a row end the arm."""
         try:
-            return self.scheduler.finite(loss)
+            fine = self.scheduler.finite(loss)
         except NotFiniteError as error:
-            self.failure = str(error)
-            return False
+            self.failure, fine = str(error), False
+        self.phases.mark("measure")
+        return fine
 
     def _end_step(self, last: StepRecord) -> None:
         """Hand a step's loss to the scheduler, which plans the next; on the clock of that one."""
         scheduler = self.scheduler
         plan, state = scheduler.plan, scheduler.state
         scheduler.step(last.loss)
+        self.phases.mark("measure")
         if self._trace is not None:
             reading = Reading(last.loss)
             self._trace.observed(len(self.steps), plan, reading, state, scheduler.state)
             self._trace.planned(scheduler.progress, scheduler.plan)
+        step = len(self.steps)
+        if not self.changes or self.changes[-1][1] != plan.active:
+            self.changes.append((step, plan.active))
+        self.phases.add(step, last.active, last.ms, self._last_parts)
         self.steps.append(last)
         self._last = None
 
@@ -270,27 +301,6 @@ class Arm:
         if self._traffic is None:
             return memory.weights(self.model), self._agreed_bytes - agreed
         return self._traffic.bytes - sent, self._agreed_bytes - agreed
-
-    def _note_memory(self, inputs: torch.Tensor, standing: int) -> None:
-        """On CUDA what a step takes beside what stands before it, plus the arm's own weights,
-        gradients and moments; on a CPU the bytes that a forward keeps for backward."""
-        device = self._task.device
-        if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(device) - standing
-            self.peak_bytes = max(
-                self.peak_bytes, peak + memory.standing(self.model, self.optimizer)
-            )
-            return
-        active = len(self.scheduler.plan.active)
-        if active not in self._saved_bytes:
-            self._saved_bytes[active] = memory.kept_for_backward(
-                self.model, lambda: self._task.forward(self.model, inputs)
-            )
-            self.peak_bytes = max(self._saved_bytes.values())
-
-    def _allocated(self) -> int:
-        on_gpu = self._task.device.type == "cuda"
-        return torch.cuda.memory_allocated(self._task.device) if on_gpu else 0
 
     def _synchronize(self) -> None:
         if self._task.device.type == "cuda":

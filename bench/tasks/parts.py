@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,13 @@ class Stack(nn.Module):
     """A model in three parts, so that each can be timed alone.
 
     stem: inputs -> x; blocks: x -> x; head: x -> outputs.
+
+    Attributes:
+        before_block: is called in a forward with the number of each block that is to run; outside
+            of what --backend compile compiles.
     """
+
+    before_block: Callable[[int], None] | None = None
 
     def __init__(self, stem: nn.Module, blocks: list[nn.Module], head: nn.Module) -> None:
         super().__init__()
@@ -33,7 +40,9 @@ class Stack(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         x = self.stem(inputs)
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
+            if self.before_block is not None:
+                self.before_block(i)
             x = block(x)
         outputs: Tensor = self.head(x)
         return outputs

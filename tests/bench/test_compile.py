@@ -64,6 +64,8 @@ def test_as_auto_and_no_step_compiles(extra, compiler, tiny, tmp_path, capsys, m
     for name in auto:
         one, two = (result["traces"][name]["train_losses"] for result in results.values())
         assert one == two, name
+    parts = results["compile"]["traces"]["static_suffix"]["parts_ms"]["2"]
+    assert min(parts.values()) > 0  # the mark between prefix and suffix too
 
 
 def test_without_the_extension_it_is_refused(tiny, monkeypatch, capsys):

@@ -72,6 +72,12 @@ def test_two_processes_train_what_one_does(both, tiny, tmp_path):
         # Sums over rows in another order; 12 steps of AdamW carry that on.
         assert two["traces"][name]["train_losses"] == pytest.approx(trace["train_losses"], rel=1e-5)
         assert two["traces"][name]["active_layers_hist"] == trace["active_layers_hist"]
+        parts = two["traces"][name]["parts_ms"]
+        assert parts.keys() == trace["parts_ms"].keys()
+        assert min(ms for each in parts.values() for ms in each.values()) > 0
+        assert sum(ms for each in parts.values() for ms in each.values()) == pytest.approx(
+            sum(two["traces"][name]["step_times_ms"][5:]) + len(trace["train_losses"]) - 5
+        )
         for ours, theirs in zip(trace["val_trace"], two["traces"][name]["val_trace"], strict=True):
             assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-5)
     assert min(one["traces"]["dynamic_suffix"]["active_layers_hist"]) < 4

@@ -6,6 +6,7 @@ import random
 import pytest
 
 import bench.runner
+from bench.results import parse, write
 from bench.run import main
 
 NAMES = ["--schedules", "full_update,dynamic_suffix"]
@@ -17,7 +18,10 @@ MOVING = (
     " --dyn-final-full-frac 0.3 --dyn-final-recovery-mode staged"
     " --dyn-final-recovery-stage1-layers 2 --dyn-final-recovery-stage2-layers 3"
 )
-SAME = "train_losses", "active_layers_hist", "dynamic_trace", "gradient_bytes"
+SAME = (
+    *("train_losses", "active_layers_hist", "active_blocks", "probe_steps", "dynamic_trace"),
+    *("gradient_bytes", "memory"),
+)
 
 
 class Stopper:
@@ -83,6 +87,9 @@ def test_stopped_and_started_again_and_again(mode, every, whole, go, tmp_path, m
     assert result["status"] == "complete"
     lengths = {len(trace["step_times_ms"]) for trace in result["traces"].values()}
     assert lengths == {30}
+    for trace in result["traces"].values():
+        spent = [sum(parts.values()) - parts["steps"] for parts in trace["parts_ms"].values()]
+        assert sum(spent) == pytest.approx(sum(trace["step_times_ms"][5:]))
     assert main(["--replay", str(tmp_path / "r.json")]) == 0
 
 
@@ -138,6 +145,19 @@ def test_another_run_is_refused(changed, said, go, tmp_path, monkeypatch, capsys
     assert said in error
     assert error.count("\n") == 1
     assert before == {p: p.read_bytes() for p in kept.rglob("*") if p.is_file()}
+
+
+def test_checkpoints_of_an_older_layout_are_refused(go, tmp_path, monkeypatch, capsys):
+    kept = tmp_path / "kept"
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.runner, "Live", lambda: Stopper(2))
+        go("--resume", str(kept), "--checkpoint-every", "1")
+    run_json = parse((kept / "run.json").read_bytes())
+    del run_json["layout"]
+    write(kept / "run.json", run_json)
+    capsys.readouterr()
+    assert go("--resume", str(kept))[0] == 2
+    assert "is another run's: layout None there, 2 here" in capsys.readouterr().err
 
 
 def test_flags_that_change_no_step_may_differ(whole, go, tmp_path, monkeypatch):

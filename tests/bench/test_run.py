@@ -1,5 +1,6 @@
 """Whole runs, tiny, in every mode: what the result file holds and whether it replays."""
 
+import collections
 import contextlib
 import io
 import json
@@ -7,6 +8,8 @@ import statistics
 
 import pytest
 
+from bench.pages.evidence import load
+from bench.phases import PARTS
 from bench.results import parse, write
 from bench.run import main
 from blocksched.extension import HAS_CPP
@@ -122,6 +125,45 @@ def test_figures_follow_from_the_traces(made):
         assert row["final_val_loss"] == trace["val_trace"][-1]["val_loss"]
         assert trace["val_trace"][0]["step"] == 0
         assert trace["val_trace"][-1]["step"] == row["steps_executed"]
+
+
+def test_where_the_time_of_steps_went(made):
+    ignore = made[3]["config"]["warmup_ignore_steps"]
+    for trace in made[3]["traces"].values():
+        times = collections.defaultdict(list)
+        pairs = list(zip(trace["active_layers_hist"], trace["step_times_ms"], strict=True))
+        for active, ms in pairs[ignore:] or pairs:
+            times[str(active)].append(ms)
+        assert trace["parts_ms"].keys() == times.keys()
+        for active, parts in trace["parts_ms"].items():
+            assert parts.keys() == {"steps", *PARTS, "other"}
+            assert parts["steps"] == len(times[active])
+            spent = [parts[part] for part in (*PARTS, "other")]
+            assert min(spent) > 0
+            assert sum(spent) == pytest.approx(sum(times[active]))
+
+
+def test_what_a_report_shows_is_there(made):
+    _, path, _, result = made
+    evidence = load(path)
+    assert [*evidence.expected_ms] == [1, 2, 3, 4]
+    assert min(evidence.expected_ms.values()) > 0
+    assert result["command"].startswith("python bench/run.py --")
+    assert {"commit", "cpu_name"} <= result["system"].keys()
+    rows = {row["schedule"]: row for row in result["results"]}
+    for run in evidence.runs:
+        trace = result["traces"][run.name]
+        active = trace["active_layers_hist"]
+        changes = [step for step, k in enumerate(active) if step == 0 or k != active[step - 1]]
+        assert trace["active_blocks"] == [[t, [*range(4 - active[t], 4)]] for t in changes]
+        assert [(c.step, [*c.blocks]) for c in run.changes] == [
+            (step, blocks) for step, blocks in trace["active_blocks"]
+        ]
+        assert [probe.step for probe in run.probes] == trace["probe_steps"]
+        assert len(trace["probe_steps"]) == rows[run.name]["probe_step_count"]
+        assert run.memory.keys() == run.parts_ms.keys() | {*active}
+        assert max(run.memory.values()) == rows[run.name]["peak_bytes"]
+        assert sorted(run.memory.values()) == [run.memory[k] for k in sorted(run.memory)]
 
 
 def test_what_is_fused_and_how_gains_split(made):
