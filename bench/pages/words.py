@@ -10,22 +10,21 @@ from bench.verdict import faults, verdict
 
 _DEFAULTS = dataclasses.asdict(Config())
 _OF_THE_FILE = ("out", "json_out", "resume", "html")  # where things lie, not what was measured
-_COMMANDS = "python bench/run.py"
+_STATUS = {
+    "complete": [],
+    "interrupted": ["No result: the run was interrupted before its end."],
+    "running": ["No result: the run had not ended when this file was written."],
+}
 
 
 def headline(evidence: Evidence) -> list[str]:
     """The verdict, its one sentence first."""
     rows = evidence.content["results"]
+    lines = list(_STATUS[evidence.status])
     if not rows:
-        return ["Nothing to compare: the file has no schedule's result."]
+        return [*lines, "Nothing to compare: the file has no schedule's result."]
     content = {**evidence.content, "config": {**_DEFAULTS, **evidence.config}}
-    lines = verdict(content)
-    if evidence.status != "complete":
-        lines.insert(0, f"No result yet: the run is {_STATUS[evidence.status]}.")
-    return lines + faults(rows)
-
-
-_STATUS = {"interrupted": "interrupted before its end", "running": "still running, or was killed"}
+    return lines + verdict(content) + faults(rows)
 
 
 def subject(evidence: Evidence) -> str:
