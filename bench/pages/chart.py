@@ -10,6 +10,7 @@ from typing import NamedTuple
 from bench.pages.looks import SHAPES, Look
 
 WIDE, NARROW = 880, 350  # pixels: on a screen, on a phone; text has the same size on both
+_FAR = 9999.0  # pixels: a loss of 1e38 is as far out, and browsers refuse such numbers
 
 
 class Series(NamedTuple):
@@ -127,7 +128,8 @@ class Frame:
     def py(self, y: float) -> float:
         """The pixel of a value on the vertical axis, which grows upwards."""
         low, high = self.y
-        return self.height - self.bottom - (y - low) / (high - low) * self._room
+        pixel = self.height - self.bottom - (y - low) / (high - low) * self._room
+        return min(max(pixel, -_FAR), _FAR)
 
     @property
     def _room(self) -> float:

@@ -89,5 +89,5 @@ function watch(figure) {
     const next = moved(event.key);
     if (next) show(...next);
   });
-  addEventListener("resize", hide);
+  addEventListener("resize", () => at && show(...at));
 }
