@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ _FIGURES = (
     *("measured_over_expected", "time_to_full_loss_ms", "gradient_bytes_per_step"),
 )
 _WORDS = ("notes", "failure")
+_MOST = 1e30  # what is larger overflows in sums and scales
 _UNKNOWN = dict.fromkeys(("fused", *_COUNTS, *_FIGURES, *_WORDS))
 
 
@@ -176,8 +178,7 @@ def _row(row: Any, i: int) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         raise ValueError(f"results[{i}] has no schedule's name")
     for field in _FIGURES:
-        if found[field] is not None:
-            _number(found[field], f"{field} of {name!r}")
+        found[field] = _number_or_none(found[field], f"{field} of {name!r}")
     for field in _COUNTS:
         if found[field] is not None:
             _count(found[field], f"{field} of {name!r}")
@@ -283,12 +284,11 @@ def _validations(trace: Mapping[str, Any], name: str) -> list[Validation]:
     found = []
     for point in _list(trace.get("val_trace", []), f"val_trace of {name!r}"):
         entry = _mapping(point, f"val_trace of {name!r}")
-        loss = entry.get("val_loss")
         found.append(
             Validation(
                 _count(entry.get("step"), f"a step in val_trace of {name!r}"),
                 _number(entry.get("elapsed_ms"), f"elapsed_ms in val_trace of {name!r}"),
-                None if loss is None else _number(loss, f"val_loss of {name!r}"),
+                _number_or_none(entry.get("val_loss"), f"val_loss of {name!r}"),
             )
         )
     return found
@@ -325,9 +325,16 @@ def _list(value: Any, what: str) -> Sequence[Any]:
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{what} must be a number, got {_short(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MOST:
+        raise ValueError(f"{what} must be a number of at most {_MOST:g}, got {_short(value)}")
     return value
+
+
+def _number_or_none(value: Any, what: str) -> float | None:
+    """Python's own json writes NaN for what strict JSON writes null."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return _number(value, what)
 
 
 def _count(value: Any, what: str, most: int = 2**53) -> int:
@@ -338,10 +345,7 @@ def _count(value: Any, what: str, most: int = 2**53) -> int:
 
 def _numbers(trace: Mapping[str, Any], field: str, name: str) -> list[float | None]:
     what = f"{field} of {name!r}"
-    return [
-        None if value is None else _number(value, what)
-        for value in _list(trace.get(field, []), what)
-    ]
+    return [_number_or_none(value, what) for value in _list(trace.get(field, []), what)]
 
 
 def _key(text: str, what: str) -> int:
