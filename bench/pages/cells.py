@@ -2,11 +2,18 @@
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 
-from bench.pages.chart import Frame
+from bench.pages.chart import Frame, text
 
 _TALLEST = 22.0  # pixels of a row
+LINE = 16.0  # pixels that a label of `rules` takes
+
+
+def slug(*names: str) -> str:
+    """Names as an id of the page, another one for other names."""
+    return "-".join(re.sub(r"[^A-Za-z0-9]", lambda c: f"_{ord(c[0]):x}_", name) for name in names)
 
 
 def map_frame(
@@ -66,6 +73,31 @@ def paint(
         f'<path style="fill:var(--{ground})" d="{box}"/>'
         f'<g transform="translate({frame.left:g},{frame.top:g}) {scale}" '
         f'shape-rendering="crispEdges" style="fill:none;stroke:var(--trained)">{paths}</g>{between}'
+    )
+
+
+def rules(frame: Frame, marked: Sequence[tuple[float, str]]) -> str:
+    """A vertical line for each label, from a line of text of its own, LINE high, down the map."""
+    left, right = [], []  # of its line, where the label has room
+    for value, label in marked:
+        fits = frame.px(value) + 7 * len(label) < frame.width
+        (right if fits else left).append((frame.px(value), label, fits))
+    lines, labels = "", ""
+    # In this order no line goes through the label of another on the same side.
+    for i, (x, label, fits) in enumerate([*reversed(left), *right]):
+        y = 32 + LINE * i
+        aside, anchor = (4, "start") if fits else (-4, "end")
+        lines += f"M{x:.1f} {y - 10:g}V{frame.py(-0.5):.1f}"
+        labels += (
+            f'<text x="{x + aside:.1f}" y="{y:g}" text-anchor="{anchor}" style="stroke:'
+            f'var(--paper);stroke-width:4;paint-order:stroke">{text(label)}</text>'
+        )
+    if not lines:
+        return ""
+    return (
+        f'<path style="stroke:var(--paper);stroke-width:4;fill:none" d="{lines}"/>'
+        f'<path style="stroke:var(--ink);stroke-width:1.5;fill:none" stroke-dasharray="5 3" '
+        f'd="{lines}"/>{labels}'
     )
 
 

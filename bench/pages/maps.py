@@ -1,16 +1,19 @@
 """Which blocks trained, step by step: a map with the probes, freezing's start and the recovery."""
 
-import re
 from collections.abc import Sequence
 
-from bench.pages.cells import axes, map_frame, paint, swatch, swatches
-from bench.pages.chart import Drawing, Frame, Series, figure, text, ticks
+from bench.pages.cells import LINE, axes, map_frame, paint, rules, slug, swatch, swatches
+from bench.pages.chart import Drawing, Frame, Series, figure, ticks
 from bench.pages.columns import Column, columns, in_words, marks
 from bench.pages.evidence import Evidence, Run
+from bench.pages.relevance import relevance
+from bench.pages.story import story
+
+__all__ = ["block_map", "relevance", "story"]
 
 _SHARES = (0.4, 0.7, 1.0)  # how opaque: trained in some, in half or more, in all of the steps
 _ROOM, _LITTLE = 320.0, 56.0  # pixels of the map, and of one on which nothing ever changes
-_STRIP, _LINE = 16.0, 16.0  # pixels of the probes' strip and of a line of text
+_STRIP = 16.0  # pixels for the probes' triangles
 
 
 def block_map(evidence: Evidence, run: Run) -> str:
@@ -28,11 +31,6 @@ def block_map(evidence: Evidence, run: Run) -> str:
     )
 
 
-def slug(*names: str) -> str:
-    """Names as an id of the page, another one for other names."""
-    return "-".join(re.sub(r"[^A-Za-z0-9]", lambda c: f"_{ord(c[0]):x}_", name) for name in names)
-
-
 def _draw(
     width: float, found: Sequence[Column], marked: Sequence[tuple[int, str]], n: int
 ) -> Drawing:
@@ -44,14 +42,15 @@ def _draw(
         total,
         n,
         room=_LITTLE if still else _ROOM,
-        above=_LINE * len(marked),
+        above=LINE * len(marked),
         below=_STRIP * probed,
     )
     whole = [x for x in ticks(0, total, (width - frame.left) / 80) if x == int(x)]
     rows = list(zip(*map(_levels, found), strict=True))
     svg = axes(frame, n, "step", whole)
     svg += paint(frame, rows, _SHARES, columns=total / size, ground="frozen")
-    svg += _probes(frame, found) + _marks(frame, marked)
+    svg += _probes(frame, found)
+    svg += rules(frame, [(step, f"{what}, step {step}") for step, what in marked])
     told = {column.first: in_words(column, n) for column in found}
     for step, what in marked:
         told[step // size * size] += f"; {what} at step {step}"
@@ -80,32 +79,6 @@ def _probes(frame: Frame, found: Sequence[Column]) -> str:
     return (
         f'<text class="tick" x="{frame.left - 8:g}" y="{tip + 8:.1f}" text-anchor="end">probes'
         f'</text><path class="probes" style="fill:var(--warm)" d="{path}"/>'
-    )
-
-
-def _marks(frame: Frame, marked: Sequence[tuple[int, str]]) -> str:
-    """A line a mark, from its own line of text down through the map."""
-    left, right = [], []  # of which side of its line the label has room
-    for step, what in marked:
-        label = f"{what}, step {step}"
-        fits = frame.px(step) + 7 * len(label) < frame.width
-        (right if fits else left).append((frame.px(step), label, fits))
-    lines, labels = "", ""
-    # In this order no line goes through the label of another on the same side.
-    for i, (x, label, fits) in enumerate([*reversed(left), *right]):
-        y = 32 + _LINE * i
-        aside, anchor = (4, "start") if fits else (-4, "end")
-        lines += f"M{x:.1f} {y - 10:g}V{frame.py(-0.5):.1f}"
-        labels += (
-            f'<text x="{x + aside:.1f}" y="{y:g}" text-anchor="{anchor}" style="stroke:'
-            f'var(--paper);stroke-width:4;paint-order:stroke">{text(label)}</text>'
-        )
-    if not lines:
-        return ""
-    return (
-        f'<path style="stroke:var(--paper);stroke-width:4;fill:none" d="{lines}"/>'
-        f'<path style="stroke:var(--ink);stroke-width:1.5;fill:none" stroke-dasharray="5 3" '
-        f'd="{lines}"/>{labels}'
     )
 
 
