@@ -1,6 +1,5 @@
 """Lightning: a callback that runs a BlockScheduler in the Trainer's loop."""
 
-import collections
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from blocksched.distributed import prepare_ddp
+from blocksched.integrations.metrics import Counts
 from blocksched.scheduler import BlockScheduler
 from blocksched.schedules.base import Schedule
 
@@ -68,7 +68,7 @@ class BlockScheduling(Callback):
         self.scheduler: BlockScheduler | None = None
         self._blocks, self._stem = blocks, stem
         self._saved: dict[str, Any] = {}
-        self._counts: collections.Counter[str] = collections.Counter()
+        self._counts: Counts | None = None
         self._step = 0  # the Trainer's, up to which the schedule has seen the losses
         self._loss: Tensor | None = None
 
@@ -101,7 +101,7 @@ class BlockScheduling(Callback):
             prepare_ddp(trainer.model, self.scheduler)
         if self._saved:
             self.scheduler.load_state_dict(self._saved)
-        self._counts.clear()
+        self._counts = Counts(self.scheduler)
         self._step = trainer.global_step
         self._loss = None
 
@@ -129,24 +129,22 @@ class BlockScheduling(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        assert self.scheduler is not None
+        assert self._counts is not None
         if outputs:
             loss = outputs["loss"]
             self._loss = loss if self._loss is None else self._loss + loss
         if trainer.global_step == self._step:
             return  # more micro-batches to come
         self._step = trainer.global_step
-        plan = self.scheduler.plan
-        self._counts.update(steps=1, active=len(plan.active), probes=plan.probe)
         loss = torch.tensor(math.nan) if self._loss is None else self._loss
         if self.schedule.needs_loss and trainer.world_size > 1:
             loss = loss.to(pl_module.device, copy=True)
             distributed.all_reduce(loss)  # a checkpoint holds rank 0's losses, for all of them
             loss /= trainer.world_size
-        self.scheduler.step(loss)
+        self._counts.step(loss)
         every = trainer.log_every_n_steps
         if every and self._step % every == 0:
-            numbers = self._numbers(plan.active[0])
+            numbers = self._counts.take()
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=self._step - 1)  # as Lightning numbers its own
 
@@ -178,24 +176,11 @@ class BlockScheduling(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict
 
-    def _numbers(self, boundary: int) -> dict[str, float]:
-        assert self.scheduler is not None
-        numbers = {
-            "blocksched/active": self._counts["active"] / self._counts["steps"],
-            "blocksched/boundary": boundary,
-            "blocksched/probes": self._counts["probes"],
-        }
-        if self._counts["probes"] and self.scheduler.relevance is not None:
-            for i, value in enumerate(self.scheduler.relevance):
-                numbers[f"blocksched/relevance/{i}"] = value
-        self._counts.clear()
-        return numbers
-
     def _close(self) -> None:
         if self.scheduler is not None:
             self.scheduler.close()
             self._saved = self.scheduler.state_dict()
-            self.scheduler = None
+            self.scheduler = self._counts = None
 
 
 def _horizon(trainer: Any, steps: int) -> tuple[int | None, float | None]:

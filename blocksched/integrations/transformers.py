@@ -5,7 +5,6 @@ thinly: training_step gives the losses, log takes the numbers along, and train l
 it was found however it ends. The rest is a callback. No private name of Trainer is used.
 """
 
-import collections
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,8 +16,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from blocksched.distributed import prepare_ddp
+from blocksched.integrations.metrics import Counts
 from blocksched.scheduler import BlockScheduler
-from blocksched.schedules.base import Plan, Schedule
+from blocksched.schedules.base import Schedule
 
 
 def attach(
@@ -76,8 +76,7 @@ class _Run:
 
     def _restart(self) -> None:
         self._loss = torch.zeros((), device=self._trainer.args.device)
-        self._counts: collections.Counter[str] = collections.Counter()
-        self._told: tuple[float, ...] | None = None  # the relevance that was last logged
+        self._counts: Counts | None = None
 
     def training_step(self, inner: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch. Its loss is scaled for accumulation, and Trainer's log is the sum."""
@@ -89,8 +88,8 @@ class _Run:
         self, inner: Callable[..., None], logs: dict[str, float], *args: Any, **kwargs: Any
     ) -> None:
         """Evaluation and the summary at the end are logged through here too, without a loss."""
-        if "loss" in logs and self._counts:
-            logs.update(self._numbers())
+        if "loss" in logs and self._counts is not None:
+            logs.update(self._counts.take())
         inner(logs, *args, **kwargs)
 
     def train(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -120,30 +119,15 @@ class _Run:
             prepare_ddp(wrapped, self.scheduler)
         if saved is not None:
             self.scheduler.load_state_dict(saved)
+        self._counts = Counts(self.scheduler)
 
     def end_step(self) -> None:
         """After an optimizer step, before it is logged and saved."""
-        assert self.scheduler is not None
-        self._plan: Plan = self.scheduler.plan
-        self._counts.update(steps=1, active=len(self._plan.active), probes=int(self._plan.probe))
+        assert self._counts is not None
         if self._schedule.needs_loss:  # a checkpoint holds rank 0's losses, for all of them
             self._loss = self._trainer.accelerator.reduce(self._loss, "mean")
-        self.scheduler.step(self._loss)
+        self._counts.step(self._loss)
         self._loss.zero_()
-
-    def _numbers(self) -> dict[str, float]:
-        assert self.scheduler is not None
-        numbers: dict[str, float] = {
-            "blocksched/active": self._counts["active"] / self._counts["steps"],
-            "blocksched/boundary": min(self._plan.active),
-            "blocksched/probes": self._counts["probes"],
-        }
-        measured = self.scheduler.relevance
-        if measured is not None and measured is not self._told:
-            numbers |= {f"blocksched/relevance/{i}": value for i, value in enumerate(measured)}
-        self._told = measured
-        self._counts.clear()
-        return numbers
 
     def _close(self) -> None:
         if self.scheduler is not None:
