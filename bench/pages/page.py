@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.pages import losses, maps, steps, words
+from bench.pages import losses, maps, relevance, steps, words
 from bench.pages.chart import scrolling, text
 from bench.pages.evidence import Evidence
 from bench.pages.looks import CSS
@@ -122,12 +122,11 @@ def _maps(evidence: Evidence) -> list[str]:
 
 
 def _relevance(evidence: Evidence) -> list[str]:
-    return [maps.relevance(evidence, run) for run in evidence.runs]
+    return [relevance.relevance(evidence, run) for run in evidence.runs]
 
 
 def _settings(evidence: Evidence) -> str:
-    command = words.command(evidence)
-    again = f"<p>To run it again:</p><pre>{text(command)}</pre>" if command else ""
+    again = f"<p>To run it again:</p><pre>{text(words.command(evidence))}</pre>"
     tables = [
         f"<h3>{title}</h3>{scrolling(_pairs(pairs))}"
         for title, pairs in (
@@ -161,5 +160,5 @@ def _differences(evidences: Sequence[Evidence]) -> str:
 def _one_of(i: int, evidence: Evidence) -> str:
     """What a comparison says of one file alone: its verdict, and what its schedules froze."""
     moved = [run for run in evidence.runs if len(run.changes) > 1]
-    shown = [maps.block_map(evidence, run) + maps.relevance(evidence, run) for run in moved]
+    shown = [maps.block_map(evidence, run) + relevance.relevance(evidence, run) for run in moved]
     return _section(f"file-{i}", evidence.name, _lines(words.headline(evidence)), *shown)

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from bench import provenance
 from bench.config import Config
-from bench.pages.evidence import Evidence, Run
+from bench.pages.evidence import ORIGINAL, Evidence, Run
 from bench.verdict import faults, verdict
 
 _DEFAULTS = dataclasses.asdict(Config())
-_OF_THE_FILE = ("out", "json_out", "resume", "html")  # where things lie, not what was measured
 _STATUS = {
     "complete": [],
     "interrupted": ["No result: the run was interrupted before its end."],
@@ -55,7 +55,7 @@ def settings(evidence: Evidence) -> list[tuple[str, str]]:
     return [
         (name, setting(name, value))
         for name, value in evidence.config.items()
-        if name not in _OF_THE_FILE
+        if name not in provenance.NO_PART_OF_A_RUN
     ]
 
 
@@ -69,8 +69,14 @@ def environment(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def command(evidence: Evidence) -> str:
-    """The shell line that repeats the run; "" where the file does not tell."""
-    return str(evidence.content.get("command") or "")
+    """The shell line that repeats the run; from its flags where the file does not tell."""
+    recorded = evidence.content.get("command")
+    if isinstance(recorded, str):
+        return recorded
+    flags = {name: value for name, value in evidence.config.items() if name in _DEFAULTS}
+    if evidence.content["script"] == ORIGINAL:
+        flags["task"] = "teacher"
+    return provenance.command(Config(**flags))
 
 
 def differences(evidences: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
