@@ -78,7 +78,8 @@ def paint(
 
 def rules(frame: Frame, marked: Sequence[tuple[float, str]]) -> str:
     """A vertical line for each label, from a line of text of its own, LINE high, down the map."""
-    left, right = [], []  # of its line, where the label has room
+    left: list[tuple[float, str, bool]] = []  # of its line, where the label has room
+    right: list[tuple[float, str, bool]] = []
     for value, label in marked:
         fits = frame.px(value) + 7 * len(label) < frame.width
         (right if fits else left).append((frame.px(value), label, fits))

@@ -48,7 +48,9 @@ def columns(run: Run, n_blocks: int) -> list[Column]:
 
 
 def sets_by_step(run: Run) -> list[tuple[int, ...]]:
-    """Which blocks trained, a set a step."""
+    """Which blocks trained, a set a step; [] if that is not known from the first step on."""
+    if not run.changes or run.changes[0].step > 0:
+        return []
     total = len(run.active)
     sets: list[tuple[int, ...]] = [()] * total
     for change, after in itertools.pairwise([*run.changes, Change(total, ())]):

@@ -6,10 +6,6 @@ from bench.pages.cells import LINE, axes, map_frame, paint, rules, slug, swatch,
 from bench.pages.chart import Drawing, Frame, Series, figure, ticks
 from bench.pages.columns import Column, columns, in_words, marks
 from bench.pages.evidence import Evidence, Run
-from bench.pages.relevance import relevance
-from bench.pages.story import story
-
-__all__ = ["block_map", "relevance", "story"]
 
 _SHARES = (0.4, 0.7, 1.0)  # how opaque: trained in some, in half or more, in all of the steps
 _ROOM, _LITTLE = 320.0, 56.0  # pixels of the map, and of one on which nothing ever changes
@@ -85,9 +81,9 @@ def _probes(frame: Frame, found: Sequence[Column]) -> str:
 def _legend(found: Sequence[Column]) -> str:
     """What there is on the map."""
     words = ("frozen", "trained in some of a column's steps", "in half of them or more", "in all")
-    if found[0].steps == 1:
-        words = ("frozen", "", "", "trained")
     levels = sorted({level for column in found for level in _levels(column)})
+    if not {1, 2}.intersection(levels):
+        words = ("frozen", "", "", "trained")
     entries = [(words[level], swatch("frozen", (0.0, *_SHARES)[level])) for level in levels]
     if any(column.probes for column in found):
         triangle = '<path style="fill:var(--warm)" d="M11 3l-3 8h6z"/>'

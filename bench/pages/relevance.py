@@ -16,7 +16,7 @@ _MOST, _CELLS = 300, 2400  # columns; cells, each of which is 20 bytes of text o
 _ROOM = 320.0  # pixels of the map
 # A share over that of blocks that all count alike: below the first edge the lightest, and so on.
 _EDGES = (0.5, 0.75, 0.9, 1.1, 1.35, 2.0)
-_OPACITIES = (0.08, 0.2, 0.34, 0.5, 0.66, 0.83, 1.0)
+_OPACITIES = (0.12, 0.24, 0.37, 0.52, 0.68, 0.84, 1.0)
 
 
 class Reading(NamedTuple):

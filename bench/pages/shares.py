@@ -51,7 +51,7 @@ def by_block(evidence: Evidence, run: Run, usable: Sequence[Probe]) -> str:
 
 def _draw(width: float, found: Sequence[Share], probes: int, last: int) -> Drawing:
     n = len(found)
-    top = 100 * max(share.highest for share in found)
+    top = 105 * max(share.highest for share in found)  # %, and a little room
     frame = Frame(width, _HEIGHT, x=(-0.5, n - 0.5), y=(0, top))
     apart = math.ceil(n * 28 / (width - frame.left))
     svg = frame.axes(

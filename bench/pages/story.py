@@ -31,10 +31,7 @@ def _training(sets: list[tuple[int, ...]], n: int) -> list[str]:
         never = sorted(set(range(n)) - set(always))
         return [f"{_named(always)} trained in every step; {_named(never).lower()} never did."]
     sizes = [len(blocks) for blocks in sets]
-    found = [
-        f"{min(sizes)} to {max(sizes)} of {n} blocks trained at once, "
-        f"{statistics.fmean(sizes):.1f} on average."
-    ]
+    found = [f"{statistics.fmean(sizes):.1f} of {n} blocks trained on average of all steps."]
     never = sorted(set(range(n)).difference(*different))
     return found + ([f"{_named(never)} never trained."] if never else [])
 
@@ -44,14 +41,17 @@ def _freezing(run: Run, sets: list[tuple[int, ...]], n: int) -> list[str]:
     begun = run.freezing
     if begun is None or begun >= len(sets):
         return []
-    end = min([step for step, _ in run.recovery if step > begun], default=len(sets))
+    found = f"Freezing began at step {begun}, {_after(run, begun)}"
+    end = min([len(sets), *(step for step, _ in run.recovery if step >= begun)])
+    if end == begun:
+        return [f"{found}, together with the recovery."]
     frozen = [len(blocks) for blocks in sets[begun:end]]
-    found = f"Freezing began at step {begun}, {_after(run, begun)}; "
-    found += f"from there to step {end - 1} {statistics.fmean(frozen):.1f} of {n} blocks trained"
+    found += f"; from there to step {end - 1} on average {statistics.fmean(frozen):.1f} of {n}"
+    found += " blocks trained"
     probes = {probe.step for probe in run.probes}
     others = [len(sets[step]) for step in range(begun, end) if step not in probes]
     if others and len(others) < len(frozen):
-        found += f" on average, {statistics.fmean(others):.1f} in the steps that were no probes"
+        found += f" ({statistics.fmean(others):.1f} in the steps that were no probes)"
     return [f"{found}."]
 
 

@@ -1,0 +1,55 @@
+"""Runs made of what trained, for the maps."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench.pages.evidence import Evidence, evidence
+
+
+def run_of(
+    n: int,
+    sets: Sequence[Iterable[int]],
+    probes: Sequence[int] = (),
+    scores: Sequence[Sequence[float]] = (),
+    events: Sequence[dict[str, Any]] = (),
+    name: str = "lisa",
+) -> Evidence:
+    """A result with one run.
+
+    Args:
+        n: blocks of the model.
+        sets: the blocks that trained, a set a step.
+        probes: steps.
+        scores: of each probe, the relevance of the blocks; all alike by default.
+        events: of its dynamic_trace besides the probes.
+    """
+    blocks = [sorted(one) for one in sets]
+    told = [
+        {
+            "step": step,
+            "probe": True,
+            "freeze_enabled": False,
+            "active_layers_next": n,
+            "active_budget": n,
+            "ema_scores": list(scores[i]) if scores else [1.0] * n,
+        }
+        for i, step in enumerate(probes)
+    ]
+    trace = {
+        "step_times_ms": [10.0] * len(sets),
+        "train_losses": [1.0] * len(sets),
+        "active_layers_hist": [len(one) for one in blocks],
+        "active_blocks": [
+            [step, one] for step, one in enumerate(blocks) if step == 0 or one != blocks[step - 1]
+        ],
+        "dynamic_trace": [*told, *events],
+    }
+    return evidence(
+        {
+            "script": "bench/run.py",
+            "config": {"n_layers": n},
+            "results": [{"schedule": name}],
+            "traces": {name: trace},
+        },
+        "made",
+    )
