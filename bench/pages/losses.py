@@ -57,6 +57,7 @@ def _validation(name: str, unit: str, evidences: Sequence[Evidence]) -> str:
     budgets = [(e.name, e.budget_ms) for e in evidences if e.budget_ms is not None]
     last = max([c.points[-1].ms for c in curves] + [ms for _, ms in budgets])
     time = clock(last)
+    ends = [f"of {name} after {time.say(ms)}" for name, ms in budgets]
     found = reach(curves)
 
     def draw(width: float) -> Drawing:
@@ -77,7 +78,7 @@ def _validation(name: str, unit: str, evidences: Sequence[Evidence]) -> str:
         name,
         "Validation loss against time",
         draw,
-        note=_validation_note(evidences, curves, found),
+        note=_validation_note(evidences, curves, found, ends),
         legend=legend_of([(c.label, c.look) for c in curves]),
         table=_table(time, curves),
     )
@@ -126,16 +127,16 @@ def _axes(frame: Frame, time: Clock, y_label: str, known: bool) -> str:
 
 
 def _ends(frame: Frame, time: Clock, budgets: Sequence[tuple[str, float]]) -> str:
-    """Where the time that every schedule had ends."""
+    """Where the time that every schedule had ends; of several files, the note says whose."""
     svg = ""
-    for i, (name, ms) in enumerate(budgets):
+    for i, ms in enumerate(sorted({ms for _, ms in budgets}, reverse=True)):
         x = frame.px(ms / time.ms)
         aside = 'end" dx="-6' if x > frame.width / 2 else 'start" dx="6'
-        whose = f" of {name}" if len(budgets) > 1 else ""
+        what = "" if len(budgets) > 1 else "equal time ends: "
         svg += (
             f'<path class="rule" d="M{x:.1f} {frame.top:g}V{frame.height - frame.bottom:g}"/>'
             f'<text class="on" x="{x:.1f}" y="{frame.top + 12 + 15 * i:g}" text-anchor="{aside}">'
-            f"equal time{text(whose)} ends: {time.say(ms)}</text>"
+            f"{what}{time.say(ms)}</text>"
         )
     return svg
 
@@ -162,11 +163,16 @@ def _finals(frame: Frame, evidence: Evidence) -> str:
 
 
 def _validation_note(
-    evidences: Sequence[Evidence], curves: Sequence[Curve], found: tuple[float, float] | None
+    evidences: Sequence[Evidence],
+    curves: Sequence[Curve],
+    found: tuple[float, float] | None,
+    ends: Sequence[str],
 ) -> str:
     said = ["Time is the sum of the steps' times; validations are not in it."]
+    if len(ends) > 1:
+        said.append(f"Dotted upright lines: there equal time ends, {', '.join(ends)}.")
     said += _range_note(curves, found)
-    if any(run.validations == [] for evidence in evidences for run in evidence.runs):
+    if any(not run.validations for evidence in evidences for run in evidence.runs):
         said.append("A single marker: only the loss at the end was recorded.")
     return " ".join(said)
 

@@ -11,7 +11,7 @@ function watch(figure) {
   said.dataset.hint = "Hover, tap or use the arrow keys to read values.";
 
   function view() {
-    const svg = [...plot.querySelectorAll(":scope > svg")].find((one) => one.clientWidth);
+    const svg = [...plot.children].find((one) => getComputedStyle(one).display !== "none");
     const box = svg.getBoundingClientRect(), outer = plot.getBoundingClientRect();
     const scale = box.width / svg.viewBox.baseVal.width;
     const places = data()[svg.classList[0]]; // wide or narrow
