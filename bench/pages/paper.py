@@ -85,11 +85,11 @@ def _plots(evidences: Sequence[Evidence]) -> Iterator[Named]:
     alone = len(evidences) == 1
     name = evidences[0].name if alone else "all"
     for suffix, unit, group in _by_unit(evidences):
-        curves = plots.loss_curves(group)
-        if reach(curves) is not None:
-            n = len(curves)  # the legend is above the plot, a line for two, or to its right
+        lines, ends = plots.loss_curves(group)
+        if reach([*lines, *ends]) is not None:
+            n = len(lines)  # the legend is above the plot, a line for two, or to its right
             size = (_COLUMN, 2.0 + 0.1 * n) if alone else (_PAGE, max(2.4, 0.3 + 0.14 * n))
-            plot = partial(plots.losses, evidences=group, curves=curves, unit=unit)
+            plot = partial(plots.losses, evidences=group, lines=lines, ends=ends, unit=unit)
             yield f"{name}-loss{suffix}", size, plot
     for evidence in evidences:
         yield from _of_one(evidence)

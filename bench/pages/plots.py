@@ -16,35 +16,44 @@ _APART = 0.14  # blocks, between the markers of two schedules
 _LABEL = 60  # characters of a name at most
 
 
-def loss_curves(evidences: Sequence[Evidence]) -> list[Curve]:
-    """Of the validations or, where no file has any but at the end, those and the training's."""
+def loss_curves(evidences: Sequence[Evidence]) -> tuple[list[Curve], list[Curve]]:
+    """Lines and single markers: validations or, where no file has any on the way, training losses
+    and what is known of the validations at the end."""
     found = curves_of(evidences, validated)
     if any(run.validations for evidence in evidences for run in evidence.runs):
-        return found
-    return curves_of(evidences, trained) + found
+        return found, []
+    return curves_of(evidences, trained), found
 
 
-def losses(figure: Any, evidences: Sequence[Evidence], curves: Sequence[Curve], unit: str) -> None:
+def losses(
+    figure: Any,
+    evidences: Sequence[Evidence],
+    lines: Sequence[Curve],
+    ends: Sequence[Curve],
+    unit: str,
+) -> None:
     """Loss over time; on the page's scale, so that the curves' beginnings may lie above it."""
     axes = figure.subplots()
-    time = clock(max(curve.points[-1].ms for curve in curves))
-    averaged = any(point.smooth is not None for curve in curves for point in curve.points)
+    time = clock(max(curve.points[-1].ms for curve in [*lines, *ends]))
+    averaged = any(point.smooth is not None for curve in lines for point in curve.points)
     shown = []
-    for curve in curves:
-        smooth = any(point.smooth is not None for point in curve.points)
-        y = [p.smooth if smooth else p.loss for p in curve.points]
-        x = [p.ms / time.ms for p in curve.points]
-        style = _style(curve.look, line=smooth or not averaged, marker=not smooth)
-        (line,) = axes.plot(x, [math.nan if loss is None else loss for loss in y], **style)
-        if smooth or not averaged:
-            shown.append((line, _label(curve.label)))
+    for curve in lines:
+        y = [p.smooth if averaged else p.loss for p in curve.points]
+        style = _style(curve.look, marker=not averaged)
+        (line,) = axes.plot([p.ms / time.ms for p in curve.points], _gaps(y), **style)
+        shown.append((line, _label(curve.label)))
+    for curve in ends:
+        (point,) = curve.points
+        style = _style(curve.look, line=False)
+        (end,) = axes.plot([point.ms / time.ms], _gaps([point.loss]), **style)
+    shown += [(end, "validation loss at the end")] if ends else []
     shown += _goals(axes, evidences, time)
-    low, high = reach(curves) or (0.0, 1.0)
+    low, high = reach([*lines, *ends]) or (0.0, 1.0)
     room = 0.0 if low < high else abs(low) / 10 or 1.0
     axes.set_ylim(low - room, high + room)
     axes.set_xlim(left=0.0)
     axes.set_xlabel(f"time in steps ({time.name})")
-    what = "training loss (markers: validation)" if averaged else "validation loss"
+    what = "training loss, averaged" if averaged else "validation loss"
     axes.set_ylabel(f"{what}\n{unit}")
     axes.grid()
     where = ("upper center", 2) if len(evidences) == 1 else ("right upper", 1)
@@ -185,3 +194,8 @@ def _label(name: str) -> str:
     """Letters that the font has, no formula, and not hidden from a legend by a first "_"."""
     shown = ascii(name)[1:-1].replace("$", r"\$")[:_LABEL]
     return f" {shown}" if shown.startswith("_") else shown
+
+
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    """NaN, which breaks a line, where a loss was not finite."""
+    return [math.nan if value is None else value for value in values]
