@@ -81,8 +81,9 @@ def rules(frame: Frame, marked: Sequence[tuple[float, str]]) -> str:
     left: list[tuple[float, str, bool]] = []  # of its line, where the label has room
     right: list[tuple[float, str, bool]] = []
     for value, label in marked:
-        fits = frame.px(value) + 7 * len(label) < frame.width
-        (right if fits else left).append((frame.px(value), label, fits))
+        x = frame.px(value)
+        fits = x < frame.width / 2 or x + 7 * len(label) < frame.width
+        (right if fits else left).append((x, label, fits))
     lines, labels = "", ""
     # In this order no line goes through the label of another on the same side.
     for i, (x, label, fits) in enumerate([*reversed(left), *right]):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bench.pages.evidence import Change, Run
 
 MOST = 400  # about 2 px each on a wide page
-CELLS = 10_000  # of a map: 60 kB where no two neighbours are alike
+CELLS = 8_000  # of a map: 50 kB where no two neighbours are alike
 _NAMED = 4  # of a column's probes, ranges that are named one by one
 
 
