@@ -114,11 +114,16 @@ def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str
 
 
 def _maps(evidence: Evidence) -> list[str]:
-    return [
-        maps.block_map(evidence, run) + _lines([" ".join(story(evidence, run))])
-        for run in evidence.runs
-        if run.changes
-    ]
+    """A map of each schedule and its story; the story alone where all blocks always trained."""
+    made = []
+    for run in evidence.runs:
+        told = " ".join(story(evidence, run))
+        everything = {change.blocks for change in run.changes} == {tuple(range(evidence.n_blocks))}
+        if everything and not run.probes:
+            made.append(f"<h3>{text(run.name)}</h3>{_lines([told])}")
+        elif told:
+            made.append(maps.block_map(evidence, run) + _lines([told]))
+    return made
 
 
 def _relevance(evidence: Evidence) -> list[str]:
@@ -127,14 +132,10 @@ def _relevance(evidence: Evidence) -> list[str]:
 
 def _settings(evidence: Evidence) -> str:
     again = f"<p>To run it again:</p><pre>{text(words.command(evidence))}</pre>"
-    tables = [
-        f"<h3>{title}</h3>{scrolling(_pairs(pairs))}"
-        for title, pairs in (
-            ("Machine, versions and data", words.environment(evidence)),
-            ("Settings", words.settings(evidence)),
-        )
-    ]
-    return _section("settings", "Settings and environment", again, *tables)
+    where = f"<h3>Machine, versions and data</h3>{scrolling(_pairs(words.environment(evidence)))}"
+    flags = scrolling(_pairs(words.settings(evidence)))
+    every = f"<details><summary>all settings</summary>{flags}</details>"
+    return _section("settings", "Settings and environment", again, where, every)
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
