@@ -17,7 +17,7 @@ _NAME = 24
 
 
 def summary(evidence: Evidence, stream: TextIO | None = None) -> list[str]:
-    """The verdict's sentence, the table, and each schedule's curves.
+    """The file's name and the verdict's sentence, the table, and each schedule's curves.
 
     Args:
         evidence: the result file.
@@ -26,7 +26,7 @@ def summary(evidence: Evidence, stream: TextIO | None = None) -> list[str]:
     """
     width = shutil.get_terminal_size().columns
     levels = levels_of(sys.stdout if stream is None else stream)
-    lines = [_printable(headline(evidence)[0])]
+    lines = [_printable(f"{evidence.name}: {headline(evidence)[0]}")]
     if evidence.runs:
         cells = grid(evidence.content["results"], evidence.on_cpu)
         lines += _tables([[_name(line[0]), *line[1:]] for line in cells], width)

@@ -70,7 +70,7 @@ def test_digits_where_the_encoding_has_no_blocks(encoding, levels):
 def test_the_verdict_first_then_the_table_then_the_curves(shown):
     content = result()
     lines = shown(content, 140, "ascii")
-    assert lines[0] == "Keep dynamic_suffix (an indication: one seed)."
+    assert lines[0] == "made: Keep dynamic_suffix (an indication: one seed)."
     assert lines[2].split()[:3] == ["schedule", "val", "loss"]
     for row, line in zip(content["results"], lines[3:6], strict=True):
         assert line.split()[:2] == [row["schedule"], f"{row['final_val_loss']:.4f}"]
@@ -130,6 +130,7 @@ def test_a_schedule_that_failed_says_so(shown):
 
 def test_an_interrupted_run_has_no_result(shown):
     lines = shown(CORNERS["interrupted"]())
-    assert lines[0] == headline(evidence(CORNERS["interrupted"](), "made"))[0]
-    assert lines[0].startswith("No result")
+    verdict = headline(evidence(CORNERS["interrupted"](), "made"))[0]
+    assert lines[0] == f"made: {verdict}"
+    assert verdict.startswith("No result")
     assert sum("no final loss" in line for line in lines) == 3
