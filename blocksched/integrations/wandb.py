@@ -34,9 +34,7 @@ class WandbWriter:
 
     def __init__(self, scheduler: BlockScheduler, run: Run | None, *, every: int = 10) -> None:
         if run is None and is_first(scheduler):
-            raise ValueError(
-                "the first rank logs, got None as its run: pass what wandb.init returns"
-            )
+            raise ValueError("run must be a wandb.Run here, got None: pass what wandb.init returns")
         self._scheduler, self._run = scheduler, run
         self._metrics = Metrics(scheduler, every=every)
         if run is not None:
