@@ -66,7 +66,7 @@ def draw(evidences: Sequence[Evidence], folder: Path) -> list[Path]:
         matplotlib.rcParams.update(_STYLE)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name, size, plot in _named(_plots(evidences)):
+            for name, size, plot in plots_of(evidences):
                 figure = Figure(figsize=size, layout="constrained")
                 plot(figure)
                 image = io.BytesIO()
@@ -79,6 +79,18 @@ def draw(evidences: Sequence[Evidence], folder: Path) -> list[Path]:
                 "choose another"
             ) from None
     return written
+
+
+def plots_of(evidences: Sequence[Evidence]) -> Iterator[Named]:
+    """Each with a name of its own that is no path, however names in the files may look."""
+    taken: set[str] = set()
+    for name, size, plot in _plots(evidences):
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-_LONGEST:]
+        again, unique = 2, slug
+        while unique.lower() in taken:
+            unique, again = f"{slug}-{again}", again + 1
+        taken.add(unique.lower())
+        yield unique, size, plot
 
 
 def _plots(evidences: Sequence[Evidence]) -> Iterator[Named]:
@@ -107,15 +119,3 @@ def _of_one(evidence: Evidence) -> Iterator[Named]:
             if any(map(shares, run.probes)):
                 plot = partial(plots.relevance, evidence=evidence, run=run)
                 yield f"{name}-relevance", size, plot
-
-
-def _named(found: Iterator[Named]) -> Iterator[Named]:
-    """With names that are no paths and differ, however names in the files may look."""
-    taken: set[str] = set()
-    for name, size, plot in found:
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-_LONGEST:]
-        again, unique = 2, slug
-        while unique.lower() in taken:
-            unique, again = f"{slug}-{again}", again + 1
-        taken.add(unique.lower())
-        yield unique, size, plot
