@@ -7,7 +7,7 @@ from bench.pages.chart import Drawing, Frame, Series, figure, ticks
 from bench.pages.columns import Column, columns, in_words, marks
 from bench.pages.evidence import Evidence, Run
 
-_SHARES = (0.4, 0.7, 1.0)  # how opaque: trained in some, in half or more, in all of the steps
+SHARES = (0.4, 0.7, 1.0)  # how opaque: trained in some, in half or more, in all of the steps
 _ROOM, _LITTLE = 320.0, 56.0  # pixels of the map, and of one on which nothing ever changes
 _STRIP = 16.0  # pixels for the probes' triangles
 
@@ -44,7 +44,7 @@ def _draw(
     whole = [x for x in ticks(0, total, (width - frame.left) / 80) if x == int(x)]
     rows = list(zip(*map(_levels, found), strict=True))
     svg = axes(frame, n, "step", whole)
-    svg += paint(frame, rows, _SHARES, columns=total / size, ground="frozen")
+    svg += paint(frame, rows, SHARES, columns=total / size, ground="frozen")
     svg += _probes(frame, found)
     svg += rules(frame, [(step, f"{what}, step {step}") for step, what in marked])
     told = {column.first: in_words(column, n) for column in found}
@@ -55,7 +55,7 @@ def _draw(
 
 
 def _levels(column: Column) -> list[int]:
-    """By block, 0 if it was frozen in all of the steps, else 1 to 3, as in _SHARES."""
+    """By block, 0 if it was frozen in all of the steps, else 1 to 3, as in SHARES."""
     return [
         3 if steps == column.steps else 2 if 2 * steps >= column.steps else int(steps > 0)
         for steps in column.trained
@@ -84,7 +84,7 @@ def _legend(found: Sequence[Column]) -> str:
     levels = sorted({level for column in found for level in _levels(column)})
     if not {1, 2}.intersection(levels):
         words = ("frozen", "", "", "trained")
-    entries = [(words[level], swatch("frozen", (0.0, *_SHARES)[level])) for level in levels]
+    entries = [(words[level], swatch("frozen", (0.0, *SHARES)[level])) for level in levels]
     if any(column.probes for column in found):
         triangle = '<path style="fill:var(--warm)" d="M11 3l-3 8h6z"/>'
         entries.append(("probe: a step that measures how much each block matters", triangle))

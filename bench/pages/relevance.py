@@ -20,9 +20,10 @@ _OPACITIES = (0.12, 0.24, 0.37, 0.52, 0.68, 0.84, 1.0)
 
 
 class Reading(NamedTuple):
-    """Probes that share a column, as means over those that have a relevance; () if none has."""
+    """Probes that share a column, as means of the `usable` ones; [] if there is none."""
 
     probes: Sequence[Probe]
+    usable: int
     relevance: Sequence[float]
     shares: Sequence[float]
 
@@ -53,6 +54,7 @@ def _reading(probes: Sequence[Probe]) -> Reading:
     usable = [probe for probe in probes if shares(probe)]
     return Reading(
         probes,
+        len(usable),
         _means([probe.relevance or () for probe in usable]),
         _means([shares(probe) for probe in usable]),
     )
@@ -91,7 +93,7 @@ def in_words(reading: Reading) -> str:
     first, last = reading.probes[0].step, reading.probes[-1].step
     found = f"probe at step {first}"
     if len(reading.probes) > 1:
-        found = f"means of {len(reading.probes)} probes, steps {first}-{last}"
+        found = f"means of {reading.usable} probes, steps {first}-{last}"
     if not reading.shares:
         return f"{found}: no relevance to share out"
     pairs = zip(reading.shares, reading.relevance, strict=True)

@@ -102,13 +102,21 @@ def _legend(last: int) -> str:
 
 def _note(found: Sequence[Share], by_probe: Sequence[Sequence[float]]) -> str:
     means = [share.mean for share in found]
-    lowest, highest = means.index(min(means)), means.index(max(means))
+    highest = means.index(max(means))
     first = sum(row.index(max(row)) == highest for row in by_probe)
     return (
         f"If all blocks counted alike, each would have {percent(1 / len(found))}. On average of "
-        f"the probes the blocks lie between {percent(means[lowest])} (block {lowest}) and "
-        f"{percent(means[highest])} (block {highest}); block {highest} had the largest share in "
-        f"{first} of {len(by_probe)} probes."
+        f"the probes the blocks lie between {_ends(means)}, in the last one between "
+        f"{_ends(by_probe[-1])}. Block {highest} had the largest share in {first} of "
+        f"{len(by_probe)} probes."
+    )
+
+
+def _ends(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return (
+        f"{percent(low)} (block {values.index(low)}) and {percent(high)} "
+        f"(block {values.index(high)})"
     )
 
 

@@ -1,5 +1,7 @@
-"""Runs made of what trained, for the maps."""
+"""Runs made of what trained, for the maps, and what is painted of them."""
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -53,3 +55,23 @@ def run_of(
         },
         "made",
     )
+
+
+def painted(svg: str, rows: int, columns: int) -> list[list[float]]:
+    """The opacity of each cell of a map, 0 where only its ground is seen; block 0 first."""
+    cells = [[0.0] * columns for _ in range(rows)]
+    for opacity, path in re.findall(r'<path style="stroke-opacity:([\d.]+)" d="([^"]*)"', svg):
+        x, row = 0.0, cells[0]
+        for kind, values in re.findall(r"([Mmh])([^Mmh]*)", path):
+            first, *y = map(float, values.split())
+            if kind == "M":
+                x, row = first, cells[rows - 1 - int(y[0])]
+            elif kind == "m":
+                x += first
+            else:
+                for column in range(round(x), math.ceil(x + first - 1e-3)):
+                    assert row[column] == 0, "painted twice"
+                    row[column] = float(opacity)
+                x += first
+                assert x <= columns
+    return cells
