@@ -123,8 +123,7 @@ def reach(curves: Sequence[Curve]) -> tuple[float, float] | None:
         return None
     best = min(tops)
     low, high = min(bottoms), max(t for t in tops if t <= best + (_DIVERGED - 1) * abs(best))
-    room = 0.06 * (high - low)
-    return low - room, high + room
+    return low - 0.1 * (high - low), high + 0.04 * (high - low)  # a label fits below
 
 
 def series(frame: Frame, clock: Clock, curve: Curve) -> Series:

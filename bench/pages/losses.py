@@ -173,7 +173,7 @@ def _validation_note(
         said.append(f"Dotted upright lines: there equal time ends, {', '.join(ends)}.")
     said += _range_note(curves, found)
     if any(not run.validations for evidence in evidences for run in evidence.runs):
-        said.append("A single marker: only the loss at the end was recorded.")
+        said.append("A marker without a line: only the loss at the end was recorded.")
     return " ".join(said)
 
 
@@ -194,8 +194,8 @@ def _range_note(curves: Sequence[Curve], found: tuple[float, float] | None) -> l
     highest = max((loss for loss in losses if loss is not None), default=0.0)
     if found is not None and highest > found[1]:
         said.append(
-            f"The axis ends where the ends of the curves can still be told apart; they went up to "
-            f"{loss_text(highest)}, mostly at the start."
+            "The axis leaves out the steep start and what ran away from there, so that the ends "
+            f"can be told apart; the highest loss was {loss_text(highest)}."
         )
     if None in losses:
         said.append("Crosses: the loss was not finite there.")

@@ -1,14 +1,16 @@
 "use strict";
 // Figures say the value under the mouse, the finger or, by arrow keys, of one point after another.
-for (const figure of document.querySelectorAll("figure.chart")) watch(figure);
+document.querySelectorAll("figure.chart").forEach(watch);
 
-function watch(figure) {
+function watch(figure, place) {
   const plot = figure.querySelector(".plot");
   const [dot, tip, said] = [".dot", ".tip", ".said"].map((one) => figure.querySelector(one));
   let parsed = null; // of a long run this takes a while: once it is looked at
   let at = null; // series and point that are shown
   const data = () => (parsed ??= JSON.parse(figure.querySelector(":scope > script").textContent));
-  said.dataset.hint = "Hover, tap or use the arrow keys to read values.";
+  if (place === 0) {
+    said.dataset.hint = "To read values, in all figures: hover, tap, or Tab and the arrow keys.";
+  }
 
   function view() {
     const svg = [...plot.children].find((one) => getComputedStyle(one).display !== "none");
