@@ -14,6 +14,7 @@ from bench.train import Arm
 _PAUSE_S = 0.2  # between two drawings
 _RECENT = 5  # steps, the fewest between two drawings: a probe among them is marked
 _SAMPLES = 512  # losses that a curve is drawn from, however long the run is
+_CURVE = 10  # columns kept for the curve
 _WIDEST = 40  # characters of a curve, and of a map
 _ROOMY = 60  # columns from which on a change is shown beside its loss
 _SIGNS = {True: "\u2588\u2591\u2592", False: "#.+"}  # trained, frozen, some of several blocks
@@ -53,7 +54,7 @@ class Live:
         width = size.columns - 1  # a character in the last column would break the line
         lines = _lines(shown, n_blocks, width, size.lines - 2, self._levels)
         lines.append(_footer(left_s, n_blocks, width, self._levels))
-        self._draw(lines, size.columns)
+        self._draw(lines[-max(size.lines - 1, 1) :], size.columns)
 
     def _draw(self, lines: list[str], columns: int) -> None:
         """All in one write, over the last drawing; the cursor then stands below it.
@@ -75,7 +76,7 @@ def _lines(arms: Sequence[Arm], n_blocks: int, width: int, rows: int, levels: st
         lines.append(_head(arm, column, width))
         if 2 * len(arms) <= rows:
             lines.append(_detail(arm, n_blocks, width, levels))
-    return lines[-max(rows, 1) :]
+    return lines
 
 
 def _head(arm: Arm, column: int, width: int) -> str:
@@ -94,10 +95,11 @@ def _detail(arm: Arm, n_blocks: int, width: int, levels: str) -> str:
         _map(arm, n_blocks, _fold(n_blocks, width), levels),
         f"loss {arm.steps[-1].loss:.4f}",
     ]
-    fixed = _fit(parts, width - 10)
+    fixed = _fit(parts, max(width - _CURVE, len(parts[0])))
     count = len(arm.steps)  # without the first tenth, whose fall would flatten the rest
     losses = [step.loss for step in arm.steps[count // 10 :: -(-count // _SAMPLES)]]
-    return f"{fixed}  {spark(losses, min(_WIDEST, width - len(fixed) - 2), levels)}"
+    curve = spark(losses, min(_WIDEST, width - len(fixed) - 2), levels)
+    return f"{fixed}  {curve}"[:width]
 
 
 def _map(arm: Arm, n_blocks: int, fold: int, levels: str) -> str:
