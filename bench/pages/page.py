@@ -34,7 +34,7 @@ def page(evidence: Evidence) -> str:
         _section("trained", "Which blocks trained", *_maps(evidence), intro=_TRAINED),
         _section("relevance", "Relevance", *_relevance(evidence), intro=_RELEVANCE),
         _section("time", "Where the time went", steps.step_times(evidence), steps.parts(evidence)),
-        _section("memory", "Memory", steps.memory(evidence)),
+        _section("memory-use", "Memory", steps.memory(evidence)),
         _settings(evidence),
         _limits(words.limits(evidence)),
     )
