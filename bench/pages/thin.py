@@ -1,7 +1,7 @@
 """Fewer points of a long run, all of them real: no figure needs more than its pixels show."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 
 def buckets(count: int, most: int) -> list[range]:
@@ -11,15 +11,15 @@ def buckets(count: int, most: int) -> list[range]:
     return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def extremes(values: Sequence[float | None], most: int, keep: Iterable[int] = ()) -> list[int]:
+def extremes(values: Sequence[float | None], most: int) -> list[int]:
     """The places of values that draw the same line: all, if there are at most `most` (>= 5).
 
-    Else the first, the last, of each bucket the lowest, the highest and the first None, so that a
-    gap stays one; together at most `most`, and beside them those to `keep`.
+    Else the first, the last, and of each bucket the lowest, the highest and the first None, so that
+    a gap stays one; together at most `most`.
     """
     if len(values) <= most:
         return list(range(len(values)))
-    kept = {0, len(values) - 1, *keep}
+    kept = {0, len(values) - 1}
     for bucket in buckets(len(values), (most - 2) // 3):
         known = [(value, i) for i in bucket if (value := values[i]) is not None]
         if known:
