@@ -57,9 +57,12 @@ def run_of(
     )
 
 
-def painted(svg: str, rows: int, columns: int) -> list[list[float]]:
-    """The opacity of each cell of a map, 0 where only its ground is seen; block 0 first."""
-    cells = [[0.0] * columns for _ in range(rows)]
+def painted(svg: str, rows: int, columns: float) -> list[list[float]]:
+    """The opacity of each cell of a map, 0 where only its ground is seen; block 0 first.
+
+    The last column is narrower than the others where `columns` is no whole number.
+    """
+    cells = [[0.0] * math.ceil(columns) for _ in range(rows)]
     for opacity, path in re.findall(r'<path style="stroke-opacity:([\d.]+)" d="([^"]*)"', svg):
         x, row = 0.0, cells[0]
         for kind, values in re.findall(r"([Mmh])([^Mmh]*)", path):

@@ -50,7 +50,7 @@ def test_every_cell_is_painted_as_its_level(levels, columns):
     frame = cells.map_frame(WIDE, 7, len(levels), room=100)
     svg = cells.paint(frame, levels, (0.4, 0.7, 1.0), columns=columns, ground="frozen")
     opacities = [[(0, 0.4, 0.7, 1.0)[level] for level in row] for row in levels]
-    assert painted(svg, len(levels), 7) == opacities
+    assert painted(svg, len(levels), columns) == opacities
 
 
 def test_levels_are_shares_of_the_steps(monkeypatch):
@@ -92,15 +92,17 @@ def test_a_triangle_under_each_column_with_a_probe(monkeypatch):
         assert xs == pytest.approx([points[i][0] for i in with_probe], abs=0.06), width
 
 
-@pytest.mark.parametrize("kind", ["random", "restless", "worst"])
+@pytest.mark.parametrize("kind", ["random", "restless", "worst", "worst of all columns"])
 def test_a_long_run_stays_small(kind, monkeypatch):
     draw = random.Random(0)
-    n, steps, most = 36, 100_000, 222  # most columns of 8000 cells
+    n, steps, most = 36, 100_000, 222  # columns
+    unlike = [tuple(range(step % 2, n, 2)) for step in range(400)]  # no cell is as the next
     some = [tuple(b for b in range(n) if draw.random() < 0.5) for _ in range(most)]
     sets = {
         "random": draw.choices(some, k=steps),
         "restless": [some[step * most // steps] for step in range(steps)],
-        "worst": [tuple(range(step % 2, n, 2)) for step in range(most)],  # no cell as the next
+        "worst": unlike[:most],
+        "worst of all columns": unlike,
     }[kind]
     made = run_of(n, [])
     made.runs[0].__dict__.update(  # past the checks of a file, which take their time
@@ -173,6 +175,16 @@ def test_labels_stay_inside_and_apart(width, open_page, whole):
             .map(([words, {x, y, width, height}]) => [words, x, y, x + width, y + height])
             .toArray()""")
         assert len(boxes) > 8
+        kind = "wide" if width == 1280 else "narrow"
+        lines = opened.get_attribute(f".{kind} [stroke-dasharray]", "d")
+        rules = [map(float, line.split("V")[0].split()) for line in lines.split("M")[1:]]
+        through = [
+            one
+            for x, begin in rules
+            for one, left, _, right, bottom in boxes
+            if ", step " in one and left < x < right and begin < bottom - 4
+        ]
+        assert through == []
         for i, (one, left, top, right, bottom) in enumerate(boxes):
             assert left >= 0, one
             assert right <= (WIDE if width == 1280 else NARROW), one
