@@ -16,7 +16,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bench.config import Config, UserError, from_experiment, parser, resolve, resolve_device
+from bench.pages.evidence import load
 from bench.processes import Processes, Share, only_rank_0_speaks
+from bench.report import beside, check_target, write_page
 from bench.results import output_path, read
 from bench.runner import Run, Terminated
 from bench.table import table
@@ -87,7 +89,10 @@ def benchmark(config: Config, device: torch.device, processes: Processes) -> int
 
     def prepare() -> tuple[Task, Path]:
         task: Task = Share(TASKS[config.task](config, device), processes, config.batch_size)
-        return task, output_path(config)
+        path = output_path(config)
+        if config.html:
+            check_target(beside([path]), [path])
+        return task, path
 
     task, path = processes.together(prepare)
     _greet(config, task, processes)
@@ -99,6 +104,8 @@ def benchmark(config: Config, device: torch.device, processes: Processes) -> int
         run.all()
     except KeyboardInterrupt as interrupt:
         run.save("interrupted")
+        if config.html and processes.rank == 0:
+            write_page([load(path)], beside([path]))
         again = "; the same command goes on" if run.termination.gentle else ""
         print(f"\nInterrupted; what was measured is in {path}{again}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
@@ -111,6 +118,9 @@ def benchmark(config: Config, device: torch.device, processes: Processes) -> int
     print("\n".join(table(result["results"], task.device.type == "cpu")))
     print("\n" + run.efficiency_line())
     print("\n".join(["", *faults(result["results"]), *verdict(result), "", f"Result file: {path}"]))
+    if config.html:
+        processes.first(lambda: write_page([load(path)], beside([path])))
+        print(f"As a page: {beside([path])}")
     return 3 if any(arm.failure is not None for arm in run.arms) else 0
 
 

@@ -120,7 +120,7 @@ def _maps(evidence: Evidence) -> list[str]:
         told = " ".join(story(evidence, run))
         everything = {change.blocks for change in run.changes} == {tuple(range(evidence.n_blocks))}
         if everything and not run.probes:
-            made.append(f"<h3>{text(run.name)}</h3>{_lines([told])}")
+            made.append(_lines([f"{run.name}: {told}"]))
         elif told:
             made.append(maps.block_map(evidence, run) + _lines([told]))
     return made
