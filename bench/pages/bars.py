@@ -42,7 +42,7 @@ def bars(width: float, found: Sequence[Bar], x_label: str, name: str) -> Drawing
     longest = max(sum(part.amount for part in bar.parts) for bar in found)
     height = Frame.bottom + 4 + _ROW * len(found)
     frame = Frame(width, height, x=(0.0, 1.02 * longest), y=(0.0, len(found)))
-    frame.left, frame.top = 4.0, 4.0
+    frame.left, frame.top = 14.0, 4.0  # half of a number stands out on the left
     name = f"{name}-{width:g}"
     svg = _definitions(name) + frame.axes(x_label, "", y_ticks=())
     series = []
@@ -71,9 +71,10 @@ def bars_legend(entries: Sequence[tuple[str, str]], name: str) -> str:
 
 def _box(x: float, y: float, width: float, height: float, pattern: str, name: str) -> str:
     fill = _FILLS.get(pattern, f"fill:url(#{name}-{pattern})")
+    path = f'd="M{x:.1f} {y:g}h{width:.1f}v{height:g}h{-width:.1f}z"'
     return (
-        f'<rect x="{x:.1f}" y="{y:g}" width="{width:.1f}" height="{height:g}" '
-        f'style="{fill};stroke:var(--soft);stroke-width:.6"/>'
+        f'<path style="fill:var(--paper)" {path}/>'
+        f'<path style="{fill};stroke:var(--soft);stroke-width:.6" {path}/>'
     )
 
 

@@ -9,6 +9,7 @@ from bench.pages.looks import Look
 
 T = TypeVar("T")
 _THIN = 6.0  # pixels: in less room a line stands for a box, without a marker
+_WIDE = 0.76  # of a slot
 _BETWEEN = 1.0  # slots left free between two groups
 
 
@@ -78,15 +79,17 @@ def boxes(frame: Frame, places: Sequence[tuple[float, Sequence[float]]], its: Lo
         middles.append((at, median))
     solid = its._replace(dash="")
     if 2 * half < _THIN:
-        return stroke(lines, solid)
+        ticks = "".join(f"M{at - half:.1f} {y:.1f}h{2 * half:.1f}" for at, y in middles)
+        return stroke(lines + ticks, solid)
     fill = f'<path style="fill:var(--c{its.color});fill-opacity:.3" d="{areas}"/>'
     return stroke(lines, solid) + fill + stroke(areas, solid) + mark(middles, its)
 
 
 def dashes(frame: Frame, places: Sequence[tuple[float, float]]) -> str:
-    """A dashed line through the slot of each place."""
+    """A dashed line, somewhat longer than a box is wide, at each place."""
+    half = _bar_width(frame) * 0.5 / _WIDE
     line = "".join(
-        f"M{frame.px(x - 0.5):.1f} {frame.py(ms):.1f}H{frame.px(x + 0.5):.1f}" for x, ms in places
+        f"M{frame.px(x) - half:.1f} {frame.py(ms):.1f}h{2 * half:.1f}" for x, ms in places
     )
     return dashed(line) if line else ""
 
@@ -117,7 +120,7 @@ def schedules_legend(found: Sequence[Schedule[T]]) -> str:
 
 def _bar_width(frame: Frame) -> float:
     """Pixels of what is drawn in a slot."""
-    return min(26.0, 0.76 * (frame.px(1.0) - frame.px(0.0)))
+    return min(26.0, _WIDE * (frame.px(1.0) - frame.px(0.0)))
 
 
 def blocks(k: int) -> str:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 _MIB = 2**20
 _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _PARTS = {
-    "prefix forward": ("frozen blocks and input, forward only", "light"),
+    "prefix forward": ("input and frozen blocks, forward", "light"),
     "suffix forward": ("blocks that train, head and loss, forward", "middle"),
     "backward": ("backward", "full"),
     "measure": ("measuring and planning", "warm"),
@@ -118,7 +118,7 @@ def _times_note(evidence: Evidence, expected: bool) -> str:
         + (f" The first {warming} steps of each schedule are left out." if warming else "")
         + (
             " Dashed: the sum of a step's parts, each timed alone in the same run, for the"
-            " schedules on the same kernels."
+            " schedules on the kernels that this was measured with."
             if expected
             else ""
         )
