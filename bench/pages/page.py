@@ -100,17 +100,15 @@ def _table(evidences: Sequence[Evidence]) -> str:
     return _section("schedules", "The schedules", *made, intro=_TABLE)
 
 
-def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str = "") -> str:
-    def cells(kind: str, line: Sequence[str]) -> str:
-        names, *values = line
-        return f"<th scope='row'>{text(names)}</th>" + "".join(
+def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str) -> str:
+    def cells(kind: str, scope: str, line: Sequence[str]) -> str:
+        name, *values = line
+        return f"<tr><th scope='{scope}'>{text(name)}</th>" + "".join(
             f"<{kind} class='number'>{text(value)}</{kind}>" for value in values
         )
 
-    rows = "".join(f"<tr>{cells('td', line)}</tr>" for line in body)
-    return (
-        f"<table>{caption}<thead><tr>{cells('th', head)}</tr></thead><tbody>{rows}</tbody></table>"
-    )
+    rows = "".join(cells("td", "row", line) for line in body)
+    return f"<table>{caption}<thead>{cells('th', 'col', head)}</thead><tbody>{rows}</tbody></table>"
 
 
 def _maps(evidence: Evidence) -> list[str]:
@@ -132,8 +130,8 @@ def _relevance(evidence: Evidence) -> list[str]:
 
 def _settings(evidence: Evidence) -> str:
     again = f"<p>To run it again:</p><pre>{text(words.command(evidence))}</pre>"
-    where = f"<h3>Machine, versions and data</h3>{scrolling(_pairs(words.environment(evidence)))}"
-    flags = scrolling(_pairs(words.settings(evidence)))
+    where = f"<h3>Machine, versions and data</h3>{_pairs(words.environment(evidence))}"
+    flags = _pairs(words.settings(evidence))
     every = f"<details><summary>all settings</summary>{flags}</details>"
     return _section("settings", "Settings and environment", again, where, every)
 
@@ -142,7 +140,7 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     rows = "".join(
         f"<tr><th scope='row'>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in pairs
     )
-    return f"<table><tbody>{rows}</tbody></table>"
+    return scrolling(f"<table class='words'><tbody>{rows}</tbody></table>")
 
 
 def _limits(lines: Sequence[str]) -> str:
@@ -151,11 +149,28 @@ def _limits(lines: Sequence[str]) -> str:
 
 
 def _differences(evidences: Sequence[Evidence]) -> str:
+    """What differs; below, on demand, what only some of the files tell."""
     found = words.differences(evidences)
-    head = ["", *(each.name for each in evidences)]
-    table = _html_table(head, [[name, *values] for name, values in found])
-    same = "<p>None: the same settings, machine and data.</p>"
-    return _section("differences", "What differs", scrolling(table) if found else same)
+    names = [each.name for each in evidences]
+    both = [(name, values) for name, values in found if words.UNTOLD not in values]
+    some = [(name, values) for name, values in found if words.UNTOLD in values]
+    parts = [_columns(names, both) if both else "<p>Nothing: settings, machine and data agree.</p>"]
+    if some:
+        parts.append(f"<details><summary>told by some files only</summary>{_columns(names, some)}")
+        parts.append("</details>")
+    return _section("differences", "What differs", *parts)
+
+
+def _columns(names: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A column a file."""
+    head = "".join(f"<th scope='col'>{text(name)}</th>" for name in names)
+    rows = "".join(
+        f"<tr><th scope='row'>{text(name)}</th>"
+        + "".join(f"<td>{text(value)}</td>" for value in values)
+        + "</tr>"
+        for name, values in lines
+    )
+    return scrolling(f"<table class='words'><thead><tr><td></td>{head}</tr></thead>{rows}</table>")
 
 
 def _one_of(i: int, evidence: Evidence) -> str:

@@ -10,6 +10,7 @@ from bench.pages.evidence import ORIGINAL, Evidence, Run
 from bench.verdict import faults, verdict
 
 _DEFAULTS = dataclasses.asdict(Config())
+UNTOLD = "not recorded"
 _STATUS = {
     "complete": [],
     "interrupted": ["No result: the run was interrupted before its end."],
@@ -85,7 +86,7 @@ def differences(evidences: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
         dict([*settings(each), *environment(each), ("status", each.status)]) for each in evidences
     ]
     names = list(dict.fromkeys(name for table in tables for name in table))
-    rows = [(name, [table.get(name, "not recorded") for table in tables]) for name in names]
+    rows = [(name, [table.get(name, UNTOLD) for table in tables]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1 and name != "written"]
 
 

@@ -151,7 +151,7 @@ def test_files_side_by_side(open_page):
 
 def test_the_same_file_twice_does_not_differ():
     text = comparison([evidence(result(), "a"), evidence(result(), "b")])
-    assert "None: the same settings, machine and data." in text
+    assert "Nothing: settings, machine and data agree." in text
 
 
 def test_a_hundred_thousand_steps_stay_small(open_page):
