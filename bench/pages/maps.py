@@ -7,7 +7,7 @@ from bench.pages.chart import Drawing, Frame, Series, figure, ticks
 from bench.pages.columns import Column, columns, in_words, marks
 from bench.pages.evidence import Evidence, Run
 
-SHARES = (0.4, 0.7, 1.0)  # how opaque: trained in some, in half or more, in all of the steps
+SHARES = (0.5, 0.75, 1.0)  # how opaque: trained in some, in half or more, in all of the steps
 _ROOM, _LITTLE = 320.0, 56.0  # pixels of the map, and of one on which nothing ever changes
 _STRIP = 16.0  # pixels for the probes' triangles
 

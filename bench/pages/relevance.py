@@ -29,10 +29,10 @@ class Reading(NamedTuple):
 
 
 def relevance(evidence: Evidence, run: Run) -> str:
-    """The figures: by probe, and by block. "" if the schedule kept no relevance."""
+    """The figures: by probe, and by block. "" without relevance, or one block alone to have it."""
     n = evidence.n_blocks
     usable = [probe for probe in run.probes if shares(probe)]
-    if not usable:
+    if not usable or n == 1:
         return ""
     found = readings(run.probes, n)
     return figure(

@@ -48,8 +48,8 @@ def drawings(made: Evidence, monkeypatch) -> dict[float, Drawing]:
 )
 def test_every_cell_is_painted_as_its_level(levels, columns):
     frame = cells.map_frame(WIDE, 7, len(levels), room=100)
-    svg = cells.paint(frame, levels, (0.4, 0.7, 1.0), columns=columns, ground="frozen")
-    opacities = [[(0, 0.4, 0.7, 1.0)[level] for level in row] for row in levels]
+    svg = cells.paint(frame, levels, maps.SHARES, columns=columns, ground="frozen")
+    opacities = [[(0, *maps.SHARES)[level] for level in row] for row in levels]
     assert painted(svg, len(levels), columns) == opacities
 
 

@@ -104,6 +104,7 @@ def test_what_lacks_is_left_out_and_said():
 def test_nothing_to_show():
     assert figures_of(run_of(2, [{0, 1}])) == ""
     assert figures_of(run_of(2, [{0, 1}] * 4, range(4), LACKING)) == ""
+    assert figures_of(run_of(1, [{0}], [0])) == ""
 
 
 @pytest.mark.parametrize("n", [8, 36])
