@@ -1,6 +1,6 @@
 """Where the time of a step went: in its forward, backward, the scheduler's work, the update.
 
-A mark names what ended at it. On a CPU it is the host's clock (about 0.2 us a mark), on CUDA an
+A mark names what ended at it. On a CPU it is the host's clock (some 0.3 us a mark), on CUDA an
 event that the device stamps when it gets there, read where the loop waits anyway.
 """
 
