@@ -34,7 +34,8 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    """Opens HTML, or a file of it; the test fails on any error there and any other request."""
+    """Opens HTML, or a file of it; the test fails on what is in `open_page.wrong` at its end: any
+    error on the page and any request that is not the page."""
     opened, wrong = [], []
 
     def open_page(html: str | Path, width: int = 1280, dark: bool = False, **options):
@@ -56,6 +57,7 @@ def open_page(browser, tmp_path):
         page.goto(address)
         return page
 
+    open_page.wrong = wrong
     yield open_page
     for context in opened:
         context.close()

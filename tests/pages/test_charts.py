@@ -5,7 +5,17 @@ import re
 
 import pytest
 
-from bench.pages.chart import WIDE, Drawing, Frame, Series, figure, legend_of, text, ticks
+from bench.pages.chart import (
+    WIDE,
+    Drawing,
+    Frame,
+    Series,
+    figure,
+    legend_of,
+    scrolling,
+    text,
+    ticks,
+)
 from bench.pages.looks import look
 
 NASTY = "</script><b onclick=x>&'\""
@@ -24,17 +34,33 @@ def drawing(width: float) -> Drawing:
     return Drawing(300, svg, series)
 
 
+TABLE = "<table><tr><td>" + "<td>".join(["wide cell"] * 60) + "</table>"
+
+
 def made() -> str:
     entries = [(name, look(name, i)) for i, name in enumerate(VALUES)]
-    table = "<table><tr><td>" + "<td>".join(["wide cell"] * 60) + "</table>"
     return figure(
-        "fig", f"Title {NASTY}", drawing, note="a < b", legend=legend_of(entries), table=table
+        "fig", f"Title {NASTY}", drawing, note="a < b", legend=legend_of(entries), table=TABLE
     )
 
 
 @pytest.fixture
 def page(open_page, whole):
     return open_page(whole(made()))
+
+
+@pytest.mark.parametrize(
+    ("body", "noticed"),
+    [
+        ("<script>console.error('said')</script>", "said"),
+        ("<script>throw new Error('thrown')</script>", "thrown"),
+        ("<img src='beside.png'>", "beside.png"),
+    ],
+)
+def test_what_is_wrong_with_a_page_is_noticed(open_page, body, noticed):
+    open_page(body)
+    assert noticed in " ".join(open_page.wrong)
+    open_page.wrong.clear()
 
 
 def said(page) -> str:
@@ -120,9 +146,9 @@ def test_another_width_moves_what_is_shown(page):
 
 @pytest.mark.parametrize("width", [1280, 800, 390, 320])
 def test_no_page_is_wider_than_its_window(open_page, whole, width):
-    page = open_page(whole(made()), width)
+    page = open_page(whole(made() + scrolling(TABLE)), width)
     page.locator("summary").click()
-    assert page.locator("table").is_visible()
+    assert page.locator("details table").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     size = page.evaluate("""() => {
         const svg = [...document.querySelectorAll('.plot > svg')].find(s => s.clientWidth);
