@@ -194,8 +194,8 @@ def _range_note(curves: Sequence[Curve], found: tuple[float, float] | None) -> l
     highest = max((loss for loss in losses if loss is not None), default=0.0)
     if found is not None and highest > found[1]:
         said.append(
-            "The axis leaves out the steep start and what ran away from there, so that the ends "
-            f"can be told apart; the highest loss was {loss_text(highest)}."
+            f"The axis leaves out the highest losses, up to {loss_text(highest)}, so that the ends "
+            "can be told apart."
         )
     if None in losses:
         said.append("Crosses: the loss was not finite there.")

@@ -99,7 +99,7 @@ def test_the_end_can_be_read():
     figure = losses.validation([load(TEXT)])
     assert numbers(figure)[0] <= 1.8
     assert 2.2 <= numbers(figure)[-1] <= 2.5
-    assert "the highest loss was 5.5427" in figure
+    assert "highest losses, up to 5.5427," in figure
     assert all(places[1] == 30.0 for places in values(figure)["wide"])
     assert svg(figure).count("v-10m-3.5 4l3.5-4l3.5 4") == 5
     assert "5.5427" in said(figure)["full_update"][0]
