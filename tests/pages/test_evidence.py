@@ -8,9 +8,9 @@ import re
 import pytest
 
 from bench.config import UserError
-from bench.pages import words
 from bench.pages.evidence import Change, evidence, load
-from bench.pages.story import story
+from bench.pages.page import page
+from bench.pages.terminal import summary
 from bench.results import write
 from tests.pages.cases import CORNERS, RECORDING, ROOT, result
 
@@ -118,27 +118,40 @@ def test_a_file_that_was_changed_is_refused(tmp_path):
         load(path)
 
 
-def test_damage_is_refused_or_read():
-    """Values replaced at random: ValueError, or evidence that words can be made of."""
-    draw = random.Random(5)
-    junk = [None, -1, 1e308, float("nan"), "x", [], {}, True, 2**60, [[]], {"a": 1}]
+def damaged(base: dict, draw: random.Random) -> dict:
+    """A copy in which one value somewhere is another."""
+    junk = [None, -1, 0, 1e308, 1e29, float("nan"), "x", [], {}, True, 2**60, [[]], {"a": 1}]
+    made = copy.deepcopy(base)
+    inner, key = made, draw.choice(list(made))
+    while isinstance(inner[key], dict | list) and inner[key] and draw.random() < 0.9:
+        inner = inner[key]
+        key = draw.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+    inner[key] = draw.choice(junk)
+    return made
+
+
+def read_or_refused(seed: int, count: int, cases: tuple[str, ...]) -> int:
+    draw = random.Random(seed)
     read = 0
-    for case in ("ordinary", "nulls", "the original's"):
+    for case in cases:
         base = CORNERS[case]()
-        for _ in range(150):
-            made = copy.deepcopy(base)
-            inner, key = made, draw.choice(list(made))
-            while isinstance(inner[key], dict | list) and inner[key] and draw.random() < 0.9:
-                inner = inner[key]
-                key = draw.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
-            inner[key] = draw.choice(junk)
+        for _ in range(count):
             try:
-                found = evidence(made, "x")
+                found = evidence(damaged(base, draw), "x")
             except ValueError:
                 continue
             read += 1
-            words.headline(found), words.limits(found), words.settings(found)
-            words.environment(found), words.subject(found), words.command(found)
-            for run in found.runs:
-                story(found, run)
-    assert read > 50
+            assert not re.search(r'="[^"]*\b(nan|inf)\b', page(found))
+            assert summary(found)
+    return read
+
+
+def test_damage_is_refused_or_shown():
+    """A value replaced at random: ValueError, or a page and a summary."""
+    assert read_or_refused(5, 40, ("ordinary", "nulls")) > 20
+
+
+@pytest.mark.soak
+def test_much_damage_is_refused_or_shown():
+    cases = ("ordinary", "nulls", "one block", "holes", "interrupted", "the original's")
+    assert read_or_refused(6, 400, cases) > 600
