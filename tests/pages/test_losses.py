@@ -213,7 +213,7 @@ def test_schedules_names_are_escaped():
 
 
 def test_a_long_run_stays_small():
-    made = evidence(result(20_000, 4, ("full_update", "dynamic_suffix")), "long")
+    made = evidence(result(8_000, 4, ("full_update", "dynamic_suffix")), "long")
     figure = losses.training([made])
     assert len(figure) < 2 * 60_000
     for run in made.runs:

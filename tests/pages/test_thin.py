@@ -1,6 +1,6 @@
 """Thinned points are real ones, and none that matters is missing."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.pages.thin import buckets, extremes
@@ -9,6 +9,7 @@ VALUE = st.none() | st.floats(-1e9, 1e9)
 VALUES = st.integers(1, 200).flatmap(lambda n: st.lists(VALUE, min_size=n, max_size=n))
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(0, 500), st.integers(1, 60))
 def test_buckets_cover_every_place_once(count, most):
     found = buckets(count, most)
@@ -17,6 +18,7 @@ def test_buckets_cover_every_place_once(count, most):
     assert not found or max(map(len, found)) - min(map(len, found)) <= 1
 
 
+@settings(deadline=None, derandomize=True)
 @given(VALUES, st.integers(5, 60))
 def test_extremes(values, most):
     kept = extremes(values, most)
