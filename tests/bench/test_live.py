@@ -192,6 +192,8 @@ def test_a_window_of_few_rows_does_not_fill_with_copies(rows, screen, clock):
         live.update(arms, moved=arms[0], validated=False, n_blocks=8)
     assert len(terminal.rows) <= rows
     assert terminal.shown[-1].startswith("about ")
+    if rows >= 5:  # a line each
+        assert [line[:10] for line in terminal.shown[:-1]] == [each.name for each in arms]
 
 
 def test_at_most_five_drawings_a_second_and_the_last_one_always(screen, clock):

@@ -117,6 +117,8 @@ def test_names_cannot_command_the_terminal(shown):
     lines = shown(content, 100, "ascii")
     assert all(line.isascii() and line.isprintable() for line in lines)
     assert max(map(len, lines)) <= 100
+    row = next(line for line in lines if line.startswith("dynamic_suffix"))
+    assert f"{content['results'][1]['final_val_loss']:.4f}" in row  # the table is one still
 
 
 def test_a_schedule_that_failed_says_so(shown):
