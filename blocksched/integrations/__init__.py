@@ -1,1 +1,1 @@
-"""BlockScheduler in other people's training loops, one module a library."""
+"""BlockScheduler in training loops and loggers of others: a module a library, and `metrics`."""
