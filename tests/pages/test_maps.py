@@ -187,6 +187,9 @@ def test_labels_stay_inside_and_apart(width, open_page, whole):
             if ", step " in one and left < x < right and begin < bottom - 4
         ]
         assert through == []
+        moved = opened.get_attribute(f".{kind} g[transform]", "transform")
+        above = float(re.search(r",([\d.]+)\)", moved)[1])
+        assert all(box[4] <= above for box in boxes if ", step " in box[0])
         for i, (one, left, top, right, bottom) in enumerate(boxes):
             assert left >= 0, one
             assert right <= (WIDE if width == 1280 else NARROW), one

@@ -71,15 +71,15 @@ def test_each_probe_tells_its_shares_and_the_file_s_numbers():
 
 
 def test_each_block_against_equal_shares():
-    made = run_of(2, [{0, 1}] * 4, [0, 1, 2, 3], [(1, 3), (1, 3), (1, 1), (6, 4)])
+    made = run_of(2, [{0, 1}] * 4, [0, 1, 2, 3], [(1, 3), (1, 3), (2, 3), (6, 4)])
     _, blocks = told(figures_of(made))
     assert blocks[0] == (
-        "block 0: 40.0 % on average of 4 probes, from 25.0 % to 60.0 %; 60.0 % in the last, step 3"
+        "block 0: 37.5 % on average of 4 probes, from 25.0 % to 60.0 %; 60.0 % in the last, step 3"
     )
     assert notes(figures_of(made))[1] == (
         "If all blocks counted alike, each would have 50.0 %. On average of the probes the blocks "
-        "lie between 40.0 % (block 0) and 60.0 % (block 1), in the last one between 40.0 % (block "
-        "1) and 60.0 % (block 0). Block 1 had the largest share in 2 of 4 probes."
+        "lie between 37.5 % (block 0) and 62.5 % (block 1), in the last one between 40.0 % (block "
+        "1) and 60.0 % (block 0). Block 1 had the largest share in 3 of 4 probes."
     )
 
 
