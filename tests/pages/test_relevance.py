@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.pages.chart import NARROW, WIDE
@@ -41,6 +41,7 @@ def by_block(words: str) -> dict[int, tuple[float, float]]:
     return {int(block): (float(share), float(score)) for block, share, score in found}
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-12, 1e12), min_size=1, max_size=6))
 def test_shares_add_up_in_the_proportions_of_the_scores(scores):
     found = shares(Probe(0, tuple(scores), None))
