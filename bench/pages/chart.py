@@ -192,8 +192,10 @@ class Frame:
         return stroke(path, look) if path else ""
 
     def markers(self, points: Sequence[tuple[float, float | None]], look: Look) -> str:
-        """A schedule's markers at values."""
-        return mark([(self.px(x), self.py(y)) for x, y in points if y is not None], look)
+        """A schedule's markers at values, without those that lie above or below the axes."""
+        low, high = self.y
+        seen = [(x, y) for x, y in points if y is not None and low <= y <= high]
+        return mark([(self.px(x), self.py(y)) for x, y in seen], look)
 
 
 def ticks(low: float, high: float, most: float) -> list[float]:

@@ -65,10 +65,9 @@ def _validation(name: str, unit: str, evidences: Sequence[Evidence]) -> str:
         svg = _axes(frame, time, f"validation loss, {unit}", found is not None)
         for curve in curves:
             points = [(p.ms / time.ms, p.loss) for p in curve.points]
-            seen = [(x, y) for x, y in points if y is not None and y <= frame.y[1]]
             above = [p for p in curve.points if p.loss is not None and p.loss > frame.y[1]]
             svg += frame.inside(frame.line(points, curve.look))
-            svg += frame.markers(seen, curve.look) + beyond(frame, time, curve, above)
+            svg += frame.markers(points, curve.look) + beyond(frame, time, curve, above)
         svg += _ends(frame, time, budgets)
         if len(evidences) == 1:
             svg += _finals(frame, evidences[0])
@@ -103,8 +102,7 @@ def _training(name: str, unit: str, evidences: Sequence[Evidence]) -> str:
         for curve in curves:
             smooth = [(p.ms / time.ms, p.smooth) for p in curve.points]
             svg += frame.inside(frame.line(smooth, curve.look))
-            some = [(x, y) for x, y in smooth[:: max(1, len(smooth) // 8)]
-                    if y is not None and y <= frame.y[1]]  # fmt: skip
+            some = smooth[:: max(1, len(smooth) // 8)]
             svg += frame.markers(some, curve.look) + beyond(frame, time, curve, [])
         return Drawing(frame.height, svg, [series(frame, time, curve) for curve in curves])
 

@@ -103,6 +103,11 @@ def test_the_end_can_be_read():
     assert all(places[1] == 30.0 for places in values(figure)["wide"])
     assert svg(figure).count("v-10m-3.5 4l3.5-4l3.5 4") == 5
     assert "5.5427" in said(figure)["full_update"][0]
+    for drawn in (svg(figure), svg(losses.training([load(TEXT)]))):
+        markers = " ".join(re.findall(r'class="mark"[^>]* d="([^"]+)', drawn))
+        heights = [float(y) for y in re.findall(r"M[\d.-]+ ([\d.-]+)m", markers)]
+        assert len(heights) > 5 * 7
+        assert min(heights) >= 30.0
 
 
 def test_what_is_to_beat_and_where_equal_time_ends():
