@@ -97,8 +97,10 @@ def in_words(reading: Reading) -> str:
     if not reading.shares:
         return f"{found}: no relevance to share out"
     pairs = zip(reading.shares, reading.relevance, strict=True)
-    each = [f"{block} {percent(share)} ({score:.4g})" for block, (share, score) in enumerate(pairs)]
-    return f"{found}, block {', '.join(each)}"
+    each = [
+        f"{block}: {percent(share)} ({score:.4g})" for block, (share, score) in enumerate(pairs)
+    ]
+    return f"{found}, block {'; '.join(each)}"
 
 
 def _legend(found: Sequence[Reading], n: int) -> str:

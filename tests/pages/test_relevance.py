@@ -37,7 +37,7 @@ def notes(figures: str) -> list[str]:
 
 def by_block(words: str) -> dict[int, tuple[float, float]]:
     """Percent and relevance of each block of a probe's text."""
-    found = re.findall(r"(\d+) ([\d.]+) % \(([^)]+)\)", words)
+    found = re.findall(r"(\d+): ([\d.]+) % \(([^)]+)\)", words)
     return {int(block): (float(share), float(score)) for block, share, score in found}
 
 
@@ -60,7 +60,7 @@ def test_each_probe_tells_its_shares_and_the_file_s_numbers():
     heat, _ = told(figures_of(made))
     assert len(heat) == len(probes) == 83
     for probe, words in zip(probes, heat, strict=True):
-        assert words.startswith(f"probe at step {probe.step}, block 0 ")
+        assert words.startswith(f"probe at step {probe.step}, block 0: ")
         total = sum(probe.relevance)
         assert by_block(words) == {
             block: (
