@@ -276,7 +276,11 @@ def _changes(trace: Mapping[str, Any], active: Sequence[int], name: str, n: int)
         if step <= (changes[-1].step if changes else -1):
             raise ValueError(f"active_blocks of {name!r} is not in order at step {step}")
         blocks = [_count(b, f"a block in {name!r}", n - 1) for b in _list(pair[1], "blocks")]
-        changes.append(Change(step, tuple(blocks)))
+        if len(set(blocks)) < len(blocks):
+            raise ValueError(f"active_blocks of {name!r} names a block twice at step {step}")
+        changes.append(Change(step, tuple(sorted(blocks))))
+    if active and (not changes or changes[0].step):
+        raise ValueError(f"active_blocks of {name!r} must begin at step 0")
     return changes
 
 

@@ -76,6 +76,9 @@ REFUSED = {
         set_at("traces/full_update/active_blocks/0/1", [6]),
         "a block in 'full_update' must be 0..5",
     ),
+    "a block twice": (set_at("traces/full_update/active_blocks/0/1", [3, 3]), "a block twice"),
+    "no set at the start": (set_at("traces/full_update/active_blocks/0/0", 1), "begin at step 0"),
+    "no sets": (set_at("traces/full_update/active_blocks", []), "begin at step 0"),
     "changes out of order": (
         set_at("traces/dynamic_suffix/active_blocks/1/0", 0),
         "not in order at step 0",
