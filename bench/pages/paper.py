@@ -85,7 +85,7 @@ def plots_of(evidences: Sequence[Evidence]) -> Iterator[Named]:
     """Each with a name of its own that is no path, however names in the files may look."""
     taken: set[str] = set()
     for name, size, plot in _plots(evidences):
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-_LONGEST:]
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", name)[-_LONGEST:].strip("-")
         again, unique = 2, slug
         while unique.lower() in taken:
             unique, again = f"{slug}-{again}", again + 1

@@ -68,6 +68,12 @@ def test_no_plot_without_data(tmp_path):
     assert draw([evidence(CORNERS["no schedule yet"](), "made")], tmp_path) == []
     written = draw([evidence(CORNERS["all null"](), "made")], tmp_path)
     assert not any("loss" in path.name for path in written)
+    content = result()
+    for field in ("step_times_ms", "train_losses", "active_layers_hist"):
+        content["traces"]["dynamic_suffix"][field] = []
+    content["traces"]["dynamic_suffix"]["active_blocks"] = []
+    names = [name for name, _, _ in plots_of([evidence(content, "made")])]
+    assert names == ["made-loss", "made-steps"]
 
 
 def test_losses_are_those_of_the_file():
@@ -195,7 +201,7 @@ def test_no_window_system_is_asked(tmp_path, monkeypatch):
 
 def test_names_are_no_paths_and_differ(tmp_path):
     names = ("full_update", "dynamic_suffix../../x", "dynamic_suffix /../ X", "dynamic $\\frac$")
-    made = [evidence(result(names=names), name) for name in ("../../etc/a b", "__", "__")]
+    made = [evidence(result(names=names), name) for name in ("../" + 300 * "a ", "__", "__")]
     found = [name for name, _, _ in plots_of(made)]
     assert len({name.lower() for name in found}) == len(found) == 1 + 3 * 7
     assert all(re.fullmatch("[A-Za-z0-9][A-Za-z0-9-]{0,63}", name) for name in found)
