@@ -23,9 +23,12 @@ def check_interrupted(path, capsys):
     assert result["status"] == "interrupted"
     for name, trace in result["traces"].items():
         assert len({len(trace[key]) for key in EQUAL_LENGTHS}) == 1, name
+        times = trace["step_times_ms"]
+        spent = sum(sum(parts.values()) - parts["steps"] for parts in trace["parts_ms"].values())
+        assert spent == pytest.approx(sum(times[5:] or times)), name
     rows = {row["schedule"]: row for row in result["results"]}
     assert set(rows) == set(result["traces"])
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.stem}.html"}
     if result["traces"]:
         capsys.readouterr()
         code = main(["--replay", str(path)])
