@@ -114,7 +114,7 @@ def _of_one(evidence: Evidence) -> Iterator[Named]:
     for run in evidence.runs:
         if run.active and (run.probes or len(run.changes) > 1):
             name = f"{evidence.name}-{run.name}"
-            size = _PAGE, 0.9 + min(1.6, 0.12 * evidence.n_blocks)
+            size = _PAGE, 1.1 + min(1.6, 0.12 * evidence.n_blocks)
             yield f"{name}-trained", size, partial(plots.block_map, evidence=evidence, run=run)
             if any(map(shares, run.probes)):
                 plot = partial(plots.relevance, evidence=evidence, run=run)

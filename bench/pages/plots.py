@@ -13,7 +13,8 @@ from bench.pages.shares import shares
 from bench.results import quantile
 
 _APART = 0.14  # blocks, between the markers of two schedules
-_LABEL = 60  # characters of a name at most
+_ROOM = 30  # characters of a legend that has several columns
+_LABEL = 50  # characters of a name at most
 
 
 def loss_curves(evidences: Sequence[Evidence]) -> tuple[list[Curve], list[Curve]]:
@@ -100,7 +101,7 @@ def relevance(figure: Any, evidence: Evidence, run: Run) -> None:
         "relevance", [LIGHT["paper"], LIGHT["trained"], LIGHT["ink"]]
     )
     drawn = axes.pcolormesh(edges, _edges(evidence.n_blocks), percents, cmap=shades, vmin=0)
-    figure.colorbar(drawn, ax=axes, label="share of the relevance (%)", pad=0.01)
+    figure.colorbar(drawn, ax=axes, label="relevance (%)", pad=0.01)
     _by_block(axes, evidence, run)
 
 
@@ -132,7 +133,8 @@ def steps(figure: Any, evidence: Evidence) -> None:
         drawn = axes.hlines(expected, *ends, color=LIGHT["warm"], lw=1.0)
         shown.append((drawn, "expected: sum of its parts"))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(bottom=0.0)
+    axes.set_xlim(0.0, evidence.n_blocks + 1.0)
+    axes.set_ylim(0.0, 1.05 * axes.get_ylim()[1])
     axes.set_xlabel("blocks trained in the step")
     axes.set_ylabel("step time (ms)")
     axes.grid(axis="y")
@@ -187,6 +189,8 @@ def _style(look: Look, *, line: bool = True, marker: bool = True) -> dict[str, A
 
 def _legend(figure: Any, shown: Sequence[tuple[Any, str]], where: str, columns: int) -> None:
     lines, names = zip(*shown, strict=True)
+    if max(map(len, names)) > _ROOM:
+        columns = 1
     figure.legend(lines, names, loc=f"outside {where}", ncols=columns)
 
 
