@@ -90,13 +90,14 @@ def block_map(figure: Any, evidence: Evidence, run: Run) -> None:
 
 
 def relevance(figure: Any, evidence: Evidence, run: Run) -> None:
-    """Each block's share of the relevance, from a probe to the next."""
+    """Each block's share of the relevance, from a probe to the next; blank where it has none."""
     from matplotlib.colors import LinearSegmentedColormap
 
     axes = figure.subplots()
-    known = [(probe.step, found) for probe in run.probes if (found := shares(probe))]
-    edges = [step for step, _ in known] + [max(len(run.active), known[-1][0] + 1)]
-    percents = [[100 * share for share in row] for row in zip(*(f for _, f in known), strict=True)]
+    edges = [probe.step for probe in run.probes]
+    edges.append(max(len(run.active), edges[-1] + 1))
+    found = [shares(probe) or [math.nan] * evidence.n_blocks for probe in run.probes]
+    percents = [[100 * share for share in row] for row in zip(*found, strict=True)]
     shades = LinearSegmentedColormap.from_list(
         "relevance", [LIGHT["paper"], LIGHT["trained"], LIGHT["ink"]]
     )

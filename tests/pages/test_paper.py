@@ -162,6 +162,14 @@ def test_relevance_is_shares_in_percent():
         assert column == pytest.approx([100 * one / total for one in probe.relevance])
 
 
+def test_relevance_that_was_not_finite_is_left_blank():
+    made = evidence(CORNERS["nulls"](), "made")
+    axes, _ = plotted(plots.relevance, made, made.runs[2])
+    assert [[cell is None for cell in row] for row in matrix(axes)] == 6 * [
+        4 * [False] + 4 * [True]
+    ]
+
+
 def test_step_times_are_medians_beside_the_expected():
     content = result()
     content["config"]["warmup_ignore_steps"] = 3
