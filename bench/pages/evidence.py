@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -335,8 +334,8 @@ def _number(value: Any, what: str) -> float:
 
 
 def _number_or_none(value: Any, what: str) -> float | None:
-    """Python's own json writes NaN for what strict JSON writes null."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    """None too for NaN, which Python's own json writes, and for a loss that ran away."""
+    if value is None or (isinstance(value, float) and not abs(value) <= _MOST):
         return None
     return _number(value, what)
 

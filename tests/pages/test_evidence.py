@@ -45,6 +45,17 @@ def test_what_was_recorded_wins_over_the_number_of_blocks():
     assert found.runs[0].changes == [Change(0, (0, 1, 2, 3, 4, 5))]
 
 
+@pytest.mark.parametrize("lost", [float("nan"), float("inf"), -1e35, None])
+def test_losses_that_ran_away_are_none(lost):
+    made = result()
+    made["traces"]["static_suffix"]["train_losses"][5] = lost
+    made["traces"]["static_suffix"]["val_trace"][2]["val_loss"] = lost
+    made["results"][1]["final_val_loss"] = lost
+    static = evidence(made, "x").runs[1]
+    assert static.losses[5] is static.validations[2].loss is static.row["final_val_loss"] is None
+    assert static.losses[4] is not None
+
+
 def set_at(path: str, value):
     def change(made: dict) -> None:
         *places, last = path.split("/")
