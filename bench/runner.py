@@ -180,7 +180,8 @@ class Run:
             self._validations += 1
             if self._validations % len(self.schedules) == 0:
                 self.expected.round()
-        self._live.update(self.arms, arm, validated, self.config.n_layers)
+        waiting = len(self.schedules) - len(self.arms)
+        self._live.update(self.arms, arm, validated, self.config.n_layers, waiting)
         if arm.finished:
             self.save_together("running")
 

@@ -240,6 +240,8 @@ def _story(
     for event in events:
         step = _count(event.get("step"), f"a step in dynamic_trace of {name!r}")
         if event.get("probe"):
+            if probes and step <= probes[-1].step:
+                raise ValueError(f"the probes of {name!r} are not in order at step {step}")
             for field in ("active_layers_next", "active_budget"):
                 _count(event.get(field), f"{field} in dynamic_trace of {name!r}")
             scores = _numbers(event, "ema_scores", name)

@@ -26,7 +26,7 @@ def validation(evidences: Sequence[Evidence]) -> str:
     """Figures of the validation loss against time, one for each unit of loss; "" without any."""
     return "".join(
         _validation(f"validation-loss{suffix}", unit, group)
-        for suffix, unit, group in _by_unit(evidences)
+        for suffix, unit, group in by_unit(evidences)
     )
 
 
@@ -34,11 +34,11 @@ def training(evidences: Sequence[Evidence]) -> str:
     """Figures of the training loss against time, one for each unit of loss; "" without any."""
     return "".join(
         _training(f"training-loss{suffix}", unit, group)
-        for suffix, unit, group in _by_unit(evidences)
+        for suffix, unit, group in by_unit(evidences)
     )
 
 
-def _by_unit(evidences: Sequence[Evidence]) -> list[tuple[str, str, list[Evidence]]]:
+def by_unit(evidences: Sequence[Evidence]) -> list[tuple[str, str, list[Evidence]]]:
     """Files whose losses can share an axis: an id's suffix, the unit, the files."""
     groups: dict[str, list[Evidence]] = {}
     for evidence in evidences:

@@ -12,7 +12,7 @@ from bench.pages import plots
 from bench.pages.curves import reach
 from bench.pages.evidence import Evidence
 from bench.pages.looks import LIGHT
-from bench.pages.losses import _by_unit
+from bench.pages.losses import by_unit
 from bench.pages.shares import shares
 from bench.results import write_whole
 
@@ -96,7 +96,7 @@ def plots_of(evidences: Sequence[Evidence]) -> Iterator[Named]:
 def _plots(evidences: Sequence[Evidence]) -> Iterator[Named]:
     alone = len(evidences) == 1
     name = evidences[0].name if alone else "all"
-    for suffix, unit, group in _by_unit(evidences):
+    for suffix, unit, group in by_unit(evidences):
         lines, ends = plots.loss_curves(group)
         if reach([*lines, *ends]) is not None:
             n = len(lines)  # the legend is above the plot, a line for two, or to its right

@@ -94,6 +94,10 @@ REFUSED = {
         set_at("traces/dynamic_suffix/active_blocks/1/0", 0),
         "not in order at step 0",
     ),
+    "probes out of order": (
+        set_at("traces/dynamic_suffix/dynamic_trace/0/step", 5),
+        "the probes of 'dynamic_suffix' are not in order at step 5",
+    ),
     "relevance of another depth": (
         set_at("traces/dynamic_suffix/dynamic_trace/0/ema_scores", [1.0]),
         "at step 0 are 1, the model has 6 blocks",
