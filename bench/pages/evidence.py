@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.config import Config, UserError
+from bench.phases import PARTS
 from bench.results import read
 
 ORIGINAL = "dynamic_block_update_schedule_bench.py"  # the experiment's script, of 20 fields a row
@@ -168,6 +169,7 @@ def _config(value: Any) -> Mapping[str, Any]:
         fits = isinstance(found, kind) and isinstance(found, bool) == isinstance(default, bool)
         if default is not None and not fits:
             raise ValueError(f"config's {name} must be like {default!r}, got {_short(found)}")
+    _count(config.get("warmup_ignore_steps", 0), "config's warmup_ignore_steps")
     return config
 
 
@@ -219,10 +221,7 @@ def _run(row: Mapping[str, Any], trace: Mapping[str, Any], n: int) -> Run:
         recovery=recovery,
         validations=_validations(trace, name),
         parts_ms={
-            _key(k, name): {
-                str(part): _number(ms, f"parts_ms of {name!r}")
-                for part, ms in _mapping(parts, f"parts_ms of {name!r}").items()
-            }
+            _key(k, name): _parts(parts, f"parts_ms of {name!r}")
             for k, parts in _mapping(trace.get("parts_ms", {}), f"parts_ms of {name!r}").items()
         },
         memory={
@@ -297,6 +296,16 @@ def _validations(trace: Mapping[str, Any], name: str) -> list[Validation]:
             )
         )
     return found
+
+
+def _parts(value: Any, what: str) -> dict[str, float]:
+    parts = _mapping(value, what)
+    wanted = {"steps", *PARTS, "other"}
+    if set(parts) != wanted:
+        raise ValueError(f"{what} must have {', '.join(sorted(wanted))}, got {_short(list(parts))}")
+    if _count(parts["steps"], f"steps in {what}") < 1:
+        raise ValueError(f"{what} counts no step: it must not stand there then")
+    return {part: _number(ms, what) for part, ms in parts.items()}
 
 
 def _expected(expected: Any) -> dict[int, float]:

@@ -94,6 +94,12 @@ REFUSED = {
         set_at("traces/dynamic_suffix/active_blocks/1/0", 0),
         "not in order at step 0",
     ),
+    "a part that there is not": (
+        set_at("traces/full_update/parts_ms/6/lunch", 1.0),
+        "parts_ms of 'full_update' must have backward, measure, other",
+    ),
+    "parts of no step": (set_at("traces/full_update/parts_ms/6/steps", 0), "counts no step"),
+    "negative warming": (set_at("config/warmup_ignore_steps", -1), "warmup_ignore_steps must be"),
     "probes out of order": (
         set_at("traces/dynamic_suffix/dynamic_trace/0/step", 5),
         "the probes of 'dynamic_suffix' are not in order at step 5",
