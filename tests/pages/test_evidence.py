@@ -61,8 +61,8 @@ def set_at(path: str, value):
         *places, last = path.split("/")
         inner = made
         for place in places:
-            inner = inner[int(place) if place.isdecimal() else place]
-        inner[int(last) if last.isdecimal() else last] = value
+            inner = inner[int(place) if isinstance(inner, list) else place]
+        inner[int(last) if isinstance(inner, list) else last] = value
 
     return change
 
