@@ -165,6 +165,11 @@ def test_a_hundred_thousand_steps_stay_small(open_page):
     assert sum(counted) == probes
 
 
+def test_a_phone_takes_its_own_width(open_page):
+    opened = open_page(of("ordinary"), width=390, is_mobile=True, has_touch=True)
+    assert opened.evaluate("document.documentElement.clientWidth") == 390
+
+
 def test_dark(open_page):
     opened = open_page(of("ordinary"), dark=True)
     red, green, blue = map(

@@ -91,6 +91,14 @@ def test_a_page_that_cannot_be_written(where, files, tmp_path, capsys):
     assert files[0].read_bytes() == before
 
 
+def test_a_pipe_is_not_replaced(files, tmp_path, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main([str(files[0]), "--html", str(pipe)]) == 2
+    assert "no plain file" in capsys.readouterr().err
+    assert pipe.is_fifo()
+
+
 def test_a_full_disk_leaves_the_old_page(files, monkeypatch, capsys):
     page = files[0].with_suffix(".html")
     page.write_text("old")
