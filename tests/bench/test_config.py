@@ -64,6 +64,7 @@ OURS = {
     "time-budget-ms": None,
     "accept-loss": 0.01,
     "out": "results",
+    "html": True,
     "resume": "",
     "checkpoint-every": 200,
     "allow-previous": False,
