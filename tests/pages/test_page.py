@@ -122,12 +122,22 @@ def test_the_keyboard_reaches_every_figure(open_page):
 
 
 def test_markup_in_names_stays_text(open_page):
-    opened = open_page(page(evidence(with_markup(), "<b>bold</b>")))
+    name = "</title><b>bold</b>"
+    opened = open_page(page(evidence(with_markup(), name)))
+    assert opened.title() == f"blocksched: {name}"
     assert opened.query_selector("b") is None
     assert opened.query_selector("img") is None
     assert "<script>alert(1)</script>" in opened.inner_text("body")
     opened.query_selector("figure.chart").focus()
     opened.keyboard.press("End")
+
+
+def test_a_page_refers_to_no_other_file():
+    for case in ("ordinary", "the original's"):
+        made = of(case)
+        places = re.findall(r"""(?:(?:src|href)\s*=|url\()\s*["']?([^"'>)\s]+)""", made)
+        assert {place for place in places if not place.startswith("#")} == {"data:,"}
+        assert "@import" not in made
 
 
 def test_files_side_by_side(open_page):
