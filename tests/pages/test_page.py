@@ -59,6 +59,7 @@ def test_the_original_experiment(open_page):
     opened = open_page(of("the original's"))
     assert sections(opened) == SECTIONS - {"memory-use"}
     assert "83" in opened.inner_text("#trained")
+    assert len(opened.query_selector_all("#trained figure")) == 2  # full_update needs no map
     assert "Not recorded" in opened.inner_text("#limits")
 
 
@@ -153,6 +154,8 @@ def test_files_side_by_side(open_page):
     assert "lr" in differs
     assert "0.0005" in differs
     assert "seed" in differs
+    assert "hidden_mult" not in differs  # only the original tells
+    assert "hidden_mult" in opened.text_content("#differences details")
     assert "different tasks" in opened.inner_text("#limits")
     assert opened.evaluate("document.documentElement.scrollWidth") <= 390
     ids = opened.eval_on_selector_all("[id]", "all => all.map(one => one.id)")
