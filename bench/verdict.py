@@ -32,10 +32,10 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
         return ["No verdict: how long the steps took was not recorded."]
     given_up = _relative(dynamic["final_val_loss"], full["final_val_loss"])
     fast, good = speed >= CLEARLY_FASTER, given_up <= config["accept_loss"]
-    lines = [
-        ("Keep dynamic_suffix" if fast and good else "Do not keep dynamic_suffix")
-        + " (an indication: one seed)."
-    ]
+    decision = "Keep dynamic_suffix" if fast and good else "Do not keep dynamic_suffix"
+    if fast and good and given_up > 0 and config["equal_time_budget"]:
+        decision += f" if the loss it costs is accepted: in equal time {name} ends lower"
+    lines = [f"{decision} (an indication: one seed)."]
     lines.append(
         f"A step is {speed:.2f}x as fast as {name}'s"
         + ("" if fast else f", not clearly faster (that is {CLEARLY_FASTER}x or more)")

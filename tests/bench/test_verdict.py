@@ -74,6 +74,13 @@ def test_the_borders(loss, speed, keep):
     assert said(made).startswith("Keep") == (speed >= 1.05)
 
 
+def test_what_is_accepted_is_no_gain():
+    costs = "Keep dynamic_suffix if the loss it costs is accepted: in equal time full_update ends"
+    assert said(result(2.001)).startswith(costs)
+    for made in (result(2.0), result(1.9), result(2.001, equal_time_budget=False)):
+        assert said(made).startswith("Keep dynamic_suffix (an indication: one seed).")
+
+
 def test_too_slow():
     text = said(result(speed=1.01, probes=[probe(5, 6, FLAT)]))
     assert "not clearly faster" in text
