@@ -46,7 +46,9 @@ def test_every_validation_is_said_as_in_the_file():
         for run in made.runs
     }
     assert said(losses.validation([made])) == expected
-    assert expected["dynamic_suffix"][-1] == "41.9 s, step 371: 1.7493"
+    last = json.loads(TEXT.read_bytes())["traces"]["dynamic_suffix"]["val_trace"][-1]
+    ends = f"{last['elapsed_ms'] / 1e3:.1f} s, step {last['step']}: {last['val_loss']:.4f}"
+    assert expected["dynamic_suffix"][-1] == ends
 
 
 def test_hover_and_keys_in_the_browser(open_page, whole):
@@ -162,7 +164,9 @@ def test_several_files_share_an_axis_where_they_share_a_unit():
     assert list(said(both)) == names
     assert "recording" not in both
     assert "mean squared error" in alone
-    assert "of cpu-small-text after 41.9 s, of cpu-small-finetune after 16.2 s" in both
+    after = [json.loads(file.read_bytes())["config"]["time_budget_ms"] for file in (TEXT, FINETUNE)]
+    text, finetune = (f"{ms / 1e3:.1f} s" for ms in after)
+    assert f"of cpu-small-text after {text}, of cpu-small-finetune after {finetune}" in both
     line = r'class="line" style="stroke:var\(--(c\d)\)"(?: stroke-dasharray="([^"]*)")? d="M[^v]*"'
     by_colour: dict[str, set[str]] = {}
     for colour, dash in re.findall(line, svg(both)):
