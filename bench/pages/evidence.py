@@ -112,6 +112,17 @@ class Evidence:
         """Whether it ran on a CPU: its memory is then what a forward keeps for backward."""
         return bool(self.config.get("resolved_device", "cpu") == "cpu")
 
+    def times_by_active(self, run: Run) -> dict[int, list[float]]:
+        """A run's step times by number of active blocks, fewest first, without the first, warming,
+        steps unless there are no others."""
+        warming = self.config.get("warmup_ignore_steps", 0)
+        steps = list(zip(run.active, run.step_ms, strict=True))
+        found: dict[int, list[float]] = {}
+        for k, ms in steps[warming:] or steps:
+            if ms is not None:
+                found.setdefault(k, []).append(ms)
+        return dict(sorted(found.items()))
+
 
 def load(path: Path) -> Evidence:
     """Raises UserError, in a line, for a file that cannot be read or is no result."""

@@ -115,7 +115,7 @@ def steps(figure: Any, evidence: Evidence) -> None:
     axes = figure.subplots()
     count, shown = len(evidence.runs), []
     for i, run in enumerate(evidence.runs):
-        times = _by_active(run, evidence.config.get("warmup_ignore_steps", 0))
+        times = evidence.times_by_active(run)
         if times:
             x = [k + _APART * (i - (count - 1) / 2) for k in times]
             middle = [statistics.median(ms) for ms in times.values()]
@@ -140,15 +140,6 @@ def steps(figure: Any, evidence: Evidence) -> None:
     axes.set_ylabel("step time (ms)")
     axes.grid(axis="y")
     _legend(figure, shown, "upper center", 2)
-
-
-def _by_active(run: Run, skipped: int) -> dict[int, list[float]]:
-    """Without the first `skipped` steps, unless there are no others."""
-    found: dict[int, list[float]] = {}
-    steps = [(k, ms) for k, ms in zip(run.active, run.step_ms, strict=True) if ms is not None]
-    for k, ms in steps[skipped:] or steps:
-        found.setdefault(k, []).append(ms)
-    return dict(sorted(found.items()))
 
 
 def _goals(axes: Any, evidences: Sequence[Evidence], time: Clock) -> list[tuple[Any, str]]:

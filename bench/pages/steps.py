@@ -84,12 +84,6 @@ def _schedules(evidence: Evidence, values: Callable[[Run], Mapping[int, T]]) -> 
 
 
 def _times(evidence: Evidence, run: Run) -> dict[int, _Times]:
-    warming = evidence.config.get("warmup_ignore_steps", 0)
-    steps = list(zip(run.active, run.step_ms, strict=True))
-    by_active: dict[int, list[float]] = {}
-    for k, ms in steps[warming:] or steps:
-        if ms is not None:
-            by_active.setdefault(k, []).append(ms)
     comparable = run.row["expected_step_ms"] is not None
     return {
         k: _Times(
@@ -97,7 +91,7 @@ def _times(evidence: Evidence, run: Run) -> dict[int, _Times]:
             [quantile(times, share) for share in _SHARES],
             evidence.expected_ms.get(k) if comparable else None,
         )
-        for k, times in by_active.items()
+        for k, times in evidence.times_by_active(run).items()
     }
 
 
