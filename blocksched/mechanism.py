@@ -22,10 +22,10 @@ _GIVEN = "_blocksched_given_to_prefix"
 class Mechanism:
     """Freezes and thaws the blocks of a model, and watches that backward obeys.
 
-    The stem trains exactly when block 0 does, the head as gradients reach it. While there is a
-    prefix, nothing pulls the graph through it or through the stem: what its blocks are given and
-    what they return is detached, and what they were given (x0, an encoder's states, a position
-    bias) also where later blocks are given the same tensor.
+    The stem trains when block 0 does or as it is told, the head as gradients reach it. While there
+    is a prefix (blocks below all that trains), nothing pulls the graph through it or through the
+    stem: what its blocks are given and what they return is detached, and what they were given (x0,
+    an encoder's states, a position bias) also where later blocks are given the same tensor.
 
     Args:
         blocks: of the model.
@@ -45,36 +45,39 @@ class Mechanism:
             self._handles.append(block.register_forward_pre_hook(gate.enter, with_kwargs=True))
             self._handles.append(block.register_forward_hook(gate.leave, always_call=True))
         self._active: frozenset[int] | None = None
+        self._stem_trains = True
         self._watch: _Watch | None = None
 
-    def apply(self, active: Sequence[int]) -> None:
-        """Train exactly the blocks `active` from the next forward on."""
+    def apply(self, active: Sequence[int], stem: bool | None = None) -> None:
+        """Train exactly the blocks `active` from the next forward on, and the stem if `stem`, which
+        if None is when block 0 does."""
         chosen = frozenset(active)
+        stem_trains = 0 in chosen if stem is None else stem
         for i, parameters in enumerate(self.blocks.parameters):
             _set_trainable(parameters, i in chosen)
-        _set_trainable(self.blocks.stem, 0 in chosen)
-        if chosen == self._active:
+        _set_trainable(self.blocks.stem, stem_trains)
+        if (chosen, stem_trains) == (self._active, self._stem_trains):
             return
         for module in self._sharded:  # what a forward left gathered would train as before
             module.reshard()
         self._refuse_strangers(chosen)
-        self._active = chosen
+        self._active, self._stem_trains = chosen, stem_trains
         self._unwatch()
-        boundary = min(chosen)
+        boundary = 0 if stem_trains else min(chosen)
         for i, gate in enumerate(self._gates):
             gate.state(
                 frozen=i not in chosen, prefix=i < boundary, last_of_prefix=i == boundary - 1
             )
-        if boundary > 0:
+        if not stem_trains:
             for parameter in self.blocks.head:  # zeros where no gradient comes would still decay
                 parameter.grad = None
-        self._watch = _Watch(self.blocks, chosen, self._gates)
+        self._watch = _Watch(self.blocks, chosen, stem_trains, self._gates)
 
     def check(self, some: Sequence[int], optimizer: Optimizer | None = None) -> None:
         """Before `optimizer` updates the blocks `some`: raise RuntimeError if one that is frozen,
         or the frozen stem, has a gradient, or if the watched backward did not train one that is
         active. Where nothing went backward, nothing is said."""
-        if self._active is not None and 0 not in self._active:
+        if not self._stem_trains:
             _refuse_gradients("the stem", self.blocks.stem)
         for i in some:
             if self._active is not None and i not in self._active:
@@ -194,18 +197,20 @@ class _Watch:
         heard: whether anything got a gradient since the change.
     """
 
-    def __init__(self, blocks: Blocks, active: frozenset[int], gates: Sequence[_Gate]) -> None:
+    def __init__(
+        self, blocks: Blocks, active: frozenset[int], stem_trains: bool, gates: Sequence[_Gate]
+    ) -> None:
         self._blocks, self._active, self._gates = blocks, active, gates
         self._got = [False] * len(blocks)
         self.heard = False
         watched: list[tuple[int | None, nn.Parameter]] = [
             (i, parameter) for i in active for parameter in blocks.parameters[i]
         ]
-        around = [*blocks.head, *(blocks.stem if 0 in active else ())]
+        around = [*blocks.head, *(blocks.stem if stem_trains else ())]
         watched += [(None, parameter) for parameter in around if parameter.requires_grad]
         self._handles = [_on_gradient(parameter, self._note(i)) for i, parameter in watched]
         self._order = [_Order(name, gates[0]) for name, _ in blocks.stem_modules]
-        if 0 not in active:
+        if not stem_trains:
             for order, (_, module) in zip(self._order, blocks.stem_modules, strict=True):
                 self._handles.append(module.register_forward_pre_hook(order))
 

@@ -13,11 +13,13 @@ def relevance(sums: Sequence[Sequence[float]], metric: Metric, eps: float) -> li
         sums: three numbers a block, as blocksched.kernels.block_sums gives them.
         metric: "grad_ratio" = |g| / (|p| + eps) with Euclidean norms over all of the block's
             parameters; "saliency_abs_gp" = sum |g p|, the first-order saliency of pruning
-            (Molchanov et al., arXiv 1906.10771, before squaring).
+            (Molchanov et al., arXiv 1906.10771, before squaring); "grad_norm" = |g|.
         eps: guards grad_ratio against weights of norm zero.
     """
     if metric == "saliency_abs_gp":
         return [gp for gp, _, _ in sums]
+    if metric == "grad_norm":
+        return [math.sqrt(g2) for _, g2, _ in sums]
     return [_ratio(math.sqrt(g2), math.sqrt(p2) + eps) for _, g2, p2 in sums]
 
 

@@ -20,8 +20,20 @@ from blocksched.cache import PrefixCache
 from blocksched.clock import Clock, WallClock
 from blocksched.finite import NotFiniteError, all_finite
 from blocksched.mechanism import Mechanism
+from blocksched.rates import Rates
 from blocksched.relevance import relevance
-from blocksched.schedules.base import Plan, Progress, Reading, Schedule, to_plain
+from blocksched.rows import Rows
+from blocksched.schedules.base import (
+    Plan,
+    Progress,
+    Reading,
+    Schedule,
+    plan_from_plain,
+    to_plain,
+)
+from blocksched.skip import Skips
+from blocksched.times import BlockTimes
+from blocksched.transplant import begin_anew, take_over
 from blocksched.updates import Updates
 
 _COMPILED = (
@@ -55,6 +67,7 @@ class BlockScheduler:
     Attributes:
         ranks: the processes of `group`, None where there is only one.
         skipped: updates that `finite` has had left out so far.
+        reading: what the last probe measured; None before one since the start or load.
 
     Raises:
         ValueError: numbers that do not fit the model, no or two horizons, a trainable block
@@ -99,28 +112,31 @@ class BlockScheduler:
         self._updates = Updates(self.blocks, optimizers, world)
         self._mechanism = Mechanism(self.blocks, sharded)
         self._updates.watch(self._mechanism.check)
+        self._skips = Skips(self.blocks)
+        self._rows = Rows(model, self.blocks)
+        self._rates = Rates(self.blocks, self._updates.optimizers)
+        device = next(p.device for p in model.parameters())
+        self._times = BlockTimes(self.blocks, device) if schedule.timed else None
         self._total_steps = total_steps
         self._budget_ms = None if time_budget_s is None else time_budget_s * 1e3
         self._steps = 0
         self._pending: collections.deque[tuple[Plan, Tensor | float | None]] = collections.deque(
             maxlen=max(1, schedule.history)
         )
-        self._relevance: tuple[float, ...] | None = None
+        self.reading: Reading | None = None
         self._forwards = _ForwardCount()
         self._handle = model.register_forward_pre_hook(self._forwards)
         self._cache = cache
         if cache is not None:
             cache.attach(model, self.blocks)
-        if clock is None:
-            clock = WallClock(next(p.device for p in model.parameters()))
-        self._clock: Clock = clock
+        self._clock: Clock = WallClock(device) if clock is None else clock
         self.skipped = 0
         self._skipped_in_a_row, self._max_skipped = 0, max_skipped
         self._skip = False
         together = self.ranks is not None and time_budget_s is not None
         self._agreed_ms = 0.0 if together else None  # their clock, None where each has its own
         self._replicated = not any(map(sharding.is_dtensor, model.parameters()))
-        self._plan = self._decide()
+        self._plan = self._decide(None)
 
     @property
     def plan(self) -> Plan:
@@ -128,9 +144,9 @@ class BlockScheduler:
         return self._plan
 
     @property
-    def relevance(self) -> tuple[float, ...] | None:
+    def relevance(self) -> Sequence[float] | None:
         """What the last probe measured, block 0 first; None before one since the start or load."""
-        return self._relevance
+        return None if self.reading is None else self.reading.relevance
 
     @property
     def progress(self) -> Progress:
@@ -141,11 +157,7 @@ class BlockScheduler:
     @property
     def fraction(self) -> float:
         """How far the run is, 0..1: of the time budget, or of the steps."""
-        now = self.progress
-        if now.budget_ms is not None:
-            return min(1.0, now.elapsed_ms / now.budget_ms)
-        assert now.limit is not None
-        return min(1.0, now.step / now.limit)
+        return self.progress.fraction
 
     @property
     def done(self) -> bool:
@@ -216,7 +228,7 @@ class BlockScheduler:
         if self._agreed_ms is not None:
             assert self.ranks is not None
             self._agreed_ms = max(ms for (ms,) in self.ranks.gather([self._clock.elapsed_ms]))
-        self._plan = self._decide()
+        self._plan = self._decide(self._plan)
 
     @contextlib.contextmanager
     def off_clock(self) -> Iterator[None]:
@@ -274,36 +286,50 @@ class BlockScheduler:
             self._agreed_ms = saved["elapsed_ms"]
         self._pending.clear()
         for plan, loss in saved["pending"]:
-            self._pending.append((_plan(plan), None if loss is None else float(loss)))
-        self._relevance = None
+            self._pending.append((plan_from_plain(plan), None if loss is None else float(loss)))
+        self.reading = None
         self._forwards.count = 0
-        self._plan = _plan(saved["plan"])
+        self._plan = plan_from_plain(saved["plan"])
         self._apply(self._plan)
 
     def close(self) -> None:
         """Leave the model as it was found: everything trainable that was, no hooks."""
-        self._mechanism.close()
+        for part in (self._mechanism, self._skips, self._rows, self._rates, self._times):
+            if part is not None:
+                part.close()
         if self._cache is not None:
             self._cache.close()
         self._updates.close()
         self._handle.remove()
 
-    def _decide(self) -> Plan:
-        """Plan the next step and apply the plan, reading losses only if the decision needs them."""
+    def _decide(self, last: Plan | None) -> Plan:
+        """Plan the step after `last` and apply the plan, reading losses only if it needs them."""
         progress = self.progress
         if "losses" in self.schedule.wants(self.state, progress):
             self._observe_pending()
         plan = self.schedule.plan(self.state, progress)
+        if last is not None and last.running is not None:
+            now = range(len(self.blocks)) if plan.running is None else plan.running
+            for block, source in zip(now, plan.sources, strict=False):
+                if block not in last.running and source != block:
+                    take_over(self.blocks, self._updates.optimizers, block, source)
+        for block in plan.fresh:
+            begin_anew(self.blocks, self._updates.optimizers, block)
         self._apply(plan)
         return plan
 
     def _apply(self, plan: Plan) -> None:
         if self.ranks is not None:
             self.ranks.agree(f"step {self._steps} does {plan} from {self.state}")
-        self._mechanism.apply(plan.active)
+        self._skips.apply(plan.running)
+        self._mechanism.apply(plan.active, plan.stem)
+        self._rows.apply(plan.lower, plan.rows, self._steps)
+        self._rates.apply(plan.rates)
         self._updates.expect(plan.probe)
+        if self._times is not None:
+            self._times.expect(plan.probe)
         if self._cache is not None:
-            self._cache.move(min(plan.active))
+            self._cache.move(plan.boundary)
 
     def _observe_pending(self, sums: Tensor | None = None) -> None:
         """Hand the pending readings to the schedule, in order, after one copy to the host."""
@@ -313,13 +339,31 @@ class BlockScheduler:
         if self.ranks is not None and losses:
             losses, numbers = self._gathered(self.ranks, losses, numbers)
         metric = self.schedule.metric
+        forward_ms, backward_ms = self._block_times() if sums is not None else (None, None)
         for (plan, _), loss in zip(self._pending, losses, strict=True):
             values = None
             if plan.probe and sums is not None and metric is not None:
                 rows = [numbers[3 * b : 3 * b + 3] for b in range(len(self.blocks))]
-                values = self._relevance = tuple(relevance(rows, *metric))
-            self.state = self.schedule.observe(self.state, plan, Reading(loss, values))
+                values = tuple(relevance(rows, *metric))
+            reading = Reading(loss)
+            if plan.probe:
+                reading = self.reading = Reading(loss, values, forward_ms, backward_ms)
+            self.state = self.schedule.observe(self.state, plan, reading)
         self._pending.clear()
+
+    def _block_times(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+        """Of the blocks' forward and backward, in ms; on several ranks the slowest's."""
+        measured = None if self._times is None else self._times.read()
+        if self._times is None or (measured is None and self.ranks is None):
+            return None, None
+        n = len(self.blocks)
+        times = [math.nan] * (2 * n) if measured is None else [*measured[0], *measured[1]]
+        if self.ranks is not None:
+            columns = zip(*self.ranks.gather(times), strict=True)
+            times = [math.nan if any(map(math.isnan, c)) else max(c) for c in columns]
+        if any(map(math.isnan, times)):
+            return None, None
+        return times[:n], times[n:]
 
     def _on_host(self, sums: Tensor | None = None) -> tuple[list[float | None], list[float]]:
         """The pending losses and the sums."""
@@ -411,11 +455,6 @@ class _ForwardCount:
         if self.live and module.training:
             self.count += 1
             self.compiled |= torch.compiler.is_compiling()
-
-
-def _plan(plain: Mapping[str, Any]) -> Plan:
-    """The plan that to_plain wrote."""
-    return Plan(**{**plain, "active": tuple(plain["active"])})
 
 
 def _to_host(tensors: Sequence[Tensor]) -> list[float]:

@@ -21,14 +21,17 @@ class Updates:
         optimizers: all that share the model, or wrappers of them, such as Accelerate's.
         world: how many ranks train the model.
 
+    Attributes:
+        optimizers: the optimizers themselves, without wrappers.
+
     Raises:
         ValueError: LBFGS, a trainable block parameter in no optimizer, or one that is sharded over
             other ranks.
     """
 
     def __init__(self, blocks: Blocks, optimizers: Sequence[Optimizer], world: int) -> None:
-        self._optimizers = [_unwrapped(each) for each in optimizers]
-        shares = _shares(blocks, self._optimizers)
+        self.optimizers = [_unwrapped(each) for each in optimizers]
+        shares = _shares(blocks, self.optimizers)
         self._held = [[b for b, part in enumerate(share) if part] for share in shares]
         self._copies, self._rows = _rows(shares, world)
         self._stepped: set[int] = set()
@@ -42,9 +45,9 @@ class Updates:
         self._check = check
         self._handles = [
             optimizer.register_step_pre_hook(self._before_update(i))
-            for i, optimizer in enumerate(self._optimizers)
+            for i, optimizer in enumerate(self.optimizers)
         ]
-        for optimizer, rows in zip(self._optimizers, self._rows, strict=True):
+        for optimizer, rows in zip(self.optimizers, self._rows, strict=True):
             if isinstance(optimizer, AdamW):
                 optimizer.set_blocks(rows, self._stem)
 
@@ -65,7 +68,7 @@ class Updates:
         are not skipped: those left out had no gradient.
         """
         parts: list[Tensor] = []
-        for i, own in enumerate(self._optimizers):
+        for i, own in enumerate(self.optimizers):
             if self._held[i]:
                 part = own.block_sums if isinstance(own, AdamW) else self._sums.get(i)
                 if i not in self._stepped:
@@ -79,7 +82,7 @@ class Updates:
 
     def gradients(self) -> list[Tensor]:
         """Every gradient that the optimizers would use; of DTensors, this rank's shard."""
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         grads = [p.grad for group in groups for p in group["params"]]
         return [sharding.local(grad) for grad in grads if grad is not None]
 

@@ -1,5 +1,7 @@
 """The numbers of a scheduled run for any logger: Metrics in one's own loop, Counts in callbacks."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from blocksched.scheduler import BlockScheduler
@@ -99,7 +101,7 @@ class Counts:
     def __init__(self, scheduler: BlockScheduler) -> None:
         self._scheduler = scheduler
         self._steps = self._active = self._probes = self._boundary = 0
-        self._measured: tuple[float, ...] = ()
+        self._measured: Sequence[float] = ()
 
     def step(self, loss: Tensor | float | None) -> None:
         plan, before = self._scheduler.plan, self._scheduler.relevance
@@ -107,7 +109,7 @@ class Counts:
         self._steps += 1
         self._active += len(plan.active)
         self._probes += plan.probe
-        self._boundary = min(plan.active)
+        self._boundary = plan.boundary
         measured = self._scheduler.relevance
         if measured is not None and measured is not before:  # a skipped update measures nothing
             self._measured = measured

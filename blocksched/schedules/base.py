@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 Want = Literal["losses", "relevance"]
-Metric = Literal["grad_ratio", "saliency_abs_gp"]
+Metric = Literal["grad_ratio", "saliency_abs_gp", "grad_norm"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,14 +21,43 @@ class Plan:
             input; the boundary is `active[0]`.
         probe: whether the step measures relevance (it then has full gradients).
         phase: "full", "suffix", or "recovery:" and the stage ("full", "stage1", "stage2",
-            "stage3_full").
+            "stage3_full"), or a schedule's own word.
         freezing: whether blocks may be left out from this step on.
+        stem: whether the stem trains; None: exactly when block 0 does. If it trains, no block is
+            below the boundary: those that are frozen pass the gradient on.
+        running: the blocks that run at all, ascending, the active ones among them; None for all.
+            The others pass on what they are given.
+        sources: for each running block the one whose weights, buffers and optimizer state it takes
+            over at the moment it starts to run (itself: none); () where none does.
+        fresh: active blocks whose optimizer state begins anew before this step.
+        rates: factors on the learning rate of each block (the stem has block 0's) and, last, of the
+            head; () for 1 everywhere.
+        lower: how many of the lowest blocks get their gradient, with the stem, from only `rows` of
+            the batch's rows.
+        rows: the share of rows, above 0 to 1.
     """
 
     active: tuple[int, ...]
     probe: bool = False
     phase: str = "full"
     freezing: bool = False
+    stem: bool | None = None
+    running: tuple[int, ...] | None = None
+    sources: tuple[int, ...] = ()
+    fresh: tuple[int, ...] = ()
+    rates: tuple[float, ...] = ()
+    lower: int = 0
+    rows: float = 1.0
+
+    @property
+    def stem_trains(self) -> bool:
+        """Whether the stem trains."""
+        return self.active[0] == 0 if self.stem is None else self.stem
+
+    @property
+    def boundary(self) -> int:
+        """The first block that backward reaches; 0 where it goes on into the stem."""
+        return 0 if self.stem_trains else self.active[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,6 +76,21 @@ class Progress:
     elapsed_ms: float = 0.0
     budget_ms: float | None = None
 
+    @property
+    def fraction(self) -> float:
+        """How much of the run is over, 0..1: of its time, or in step mode of its steps.
+
+        Raises ValueError if it has neither.
+        """
+        if self.budget_ms is not None:
+            return min(1.0, self.elapsed_ms / self.budget_ms) if self.budget_ms > 0 else 1.0
+        if self.limit is None:
+            raise ValueError(
+                "a run without a time budget needs a number of steps, got neither: pass "
+                "total_steps or time_budget_s"
+            )
+        return min(1.0, self.step / self.limit)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reading:
@@ -55,10 +99,14 @@ class Reading:
     Attributes:
         loss: the step's training loss, or None where nobody read it.
         relevance: one number >= 0 per block, block 0 first; None where the step did not measure.
+        forward_ms, backward_ms: time of each block's part of the step, for schedules with `timed`;
+            None where it was not measured.
     """
 
     loss: float | None = None
     relevance: Sequence[float] | None = None
+    forward_ms: Sequence[float] | None = None
+    backward_ms: Sequence[float] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,6 +127,9 @@ class Schedule(Protocol[State]):
         needs_loss: whether the loss of each step has to be given.
         metric: the relevance measured on probes, and `eps` its guard against division by zero;
             None for a schedule that never probes.
+        timed: whether probes also measure the time of each block.
+        anneals: whether the plans' `rates` are the decay of the learning rate, so that the loop's
+            own has to be left out.
     """
 
     @property
@@ -87,6 +138,10 @@ class Schedule(Protocol[State]):
     def needs_loss(self) -> bool: ...
     @property
     def metric(self) -> tuple[Metric, float] | None: ...
+    @property
+    def timed(self) -> bool: ...
+    @property
+    def anneals(self) -> bool: ...
 
     def init(self, n_blocks: int) -> State:
         """The state before step 0. Raises ValueError if the numbers do not fit `n_blocks`."""
@@ -105,13 +160,60 @@ class Schedule(Protocol[State]):
         """The state that `to_plain` wrote."""
 
 
+class Measuring:
+    """A schedule that asks for nothing but, if it probes, its `metric`."""
+
+    @property
+    def history(self) -> int:
+        return 0
+
+    @property
+    def needs_loss(self) -> bool:
+        return False
+
+    @property
+    def timed(self) -> bool:
+        return False
+
+    @property
+    def anneals(self) -> bool:
+        return False
+
+
+class Memoryless(Measuring):
+    """A schedule that never measures, and remembers nothing but the number of blocks."""
+
+    metric = None
+
+    def init(self, n_blocks: int) -> Depth:
+        require_blocks(n_blocks)
+        return Depth(n_blocks)
+
+    def wants(self, _state: Depth, _progress: Progress) -> frozenset[Want]:
+        return frozenset()
+
+    def observe(self, state: Depth, _plan: Plan, _reading: Reading) -> Depth:
+        return state
+
+    def restore(self, plain: Mapping[str, Any]) -> Depth:
+        return from_plain(Depth, plain)
+
+
 def to_plain(state: Any) -> dict[str, Any]:
-    """A state as JSON-plain values."""
-    return {
-        field.name: list(value) if isinstance(value, tuple) else value
-        for field in dataclasses.fields(state)
-        for value in [getattr(state, field.name)]
-    }
+    """A state, or a plan, as JSON-plain values; a state inside it too."""
+    return {field.name: _plain(getattr(state, field.name)) for field in dataclasses.fields(state)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_plain(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def plan_from_plain(plain: Mapping[str, Any]) -> Plan:
+    """The plan that `to_plain` wrote."""
+    fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+    return Plan(**fields)
 
 
 def from_plain(kind: type[State], plain: Mapping[str, Any]) -> State:
@@ -129,6 +231,15 @@ def from_plain(kind: type[State], plain: Mapping[str, Any]) -> State:
 def require_blocks(n_blocks: int) -> None:
     if n_blocks < 1:
         raise ValueError(f"a schedule needs at least 1 block, got {n_blocks}: pass the model's own")
+
+
+def require_active(active: int, n_blocks: int) -> None:
+    """Raise ValueError unless `active` blocks of `n_blocks` can train."""
+    require_blocks(n_blocks)
+    if not 1 <= active <= n_blocks:
+        raise ValueError(
+            f"active must be 1..{n_blocks}, got {active}: lower it or train a deeper model"
+        )
 
 
 def suffix(n_blocks: int, active: int) -> tuple[int, ...]:

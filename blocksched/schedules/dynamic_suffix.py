@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from blocksched.schedules.base import (
+    Measuring,
     Metric,
     Plan,
     Progress,
@@ -81,7 +82,7 @@ def stability(losses: Sequence[float], window: int) -> Stability | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DynamicSuffix:
+class DynamicSuffix(Measuring):
     """Update the relevance-guided top suffix, with periodic full probes.
 
     Each field is a flag of the experiment without its `dyn-` and `-layers`.
