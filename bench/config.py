@@ -8,8 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from blocksched.schedules import DynamicSuffix, StaticSuffix
-from blocksched.schedules.flags import CLAMPED, NAMES, base_name, key, option
+from blocksched.schedules.flags import NAMES, base_name, flags_of, option
 from blocksched.schedules.numbers import check_numbers, choice, number, text
 
 FUSED = "full_update+fused"
@@ -20,20 +19,17 @@ class UserError(Exception):
     """Bad input: one line with the rule, the value and the remedy; exit status 2."""
 
 
-def _of(schedule: type, field_name: str, flag: str) -> Any:
-    """The field of a schedule as a flag; what the benchmark clamps carries no range."""
-    field = next(f for f in dataclasses.fields(schedule) if f.name == field_name)
-    drop = ("optional",) if flag not in CLAMPED else ("optional", "ge", "gt", "le", "lt")
-    kept = {k: v for k, v in field.metadata.items() if k not in drop}
-    return dataclasses.field(default=field.default, metadata=kept)
-
-
-def _dyn(field_name: str) -> Any:
-    return _of(DynamicSuffix, field_name, key(field_name))
+# One field a flag of a schedule, from the schedule's own dataclass.
+_OfSchedules = dataclasses.make_dataclass(
+    "_OfSchedules",
+    [(flag.key, flag.kind, flag.declared) for name in NAMES for flag in flags_of(name)],
+    frozen=True,
+    kw_only=True,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(_OfSchedules):
     """The flags, their defaults as in the original experiment (preset `seed`)."""
 
     task: str = choice(
@@ -43,7 +39,10 @@ class Config:
         ("text", "finetune", "teacher"),
     )
     data: str = text("", "tasks on text: a file or folder to train on, as bytes (King James Bible)")
-    schedules: str = text(",".join(NAMES), "the schedules to run, in this order")
+    schedules: str = text(
+        "full_update,static_suffix,dynamic_suffix",
+        "the schedules to run, in this order: " + ", ".join(NAMES),
+    )
     preset: str = choice(
         "auto",
         "seed: the experiment's size; small: for a CPU; auto: seed on CUDA, else small",
@@ -117,35 +116,6 @@ class Config:
     teacher_noise: float = number(0.02, "teacher: the student's distance at the start", ge=0)
     val_batches: int = number(4, "batches of each validation", ge=1)
     warmup_ignore_steps: int = number(5, "first steps left out of the step-time figures", ge=0)
-
-    static_active_layers: int = _of(StaticSuffix, "active", "static_active_layers")
-    dyn_warmup_steps: int = _dyn("warmup_steps")
-    dyn_probe_every: int = _dyn("probe_every")
-    dyn_refresh_every: int = _dyn("refresh_every")
-    dyn_relevance_metric: str = _dyn("relevance_metric")
-    dyn_relevance_threshold: float = _dyn("relevance_threshold")
-    dyn_min_active_layers: int = _dyn("min_active")
-    dyn_max_active_layers: int = _dyn("max_active")
-    dyn_adapt_budget: bool = _dyn("adapt_budget")
-    dyn_freeze_start_step: int = _dyn("freeze_start_step")
-    dyn_freeze_start_frac: float = _dyn("freeze_start_frac")
-    dyn_require_stable: bool = _dyn("require_stable")
-    dyn_stability_window: int = _dyn("stability_window")
-    dyn_stability_rel_change: float = _dyn("stability_rel_change")
-    dyn_stability_cv: float = _dyn("stability_cv")
-    dyn_final_full_frac: float = _dyn("final_full_frac")
-    dyn_final_recovery_mode: str = _dyn("final_recovery_mode")
-    dyn_final_recovery_stage1_progress: float = _dyn("final_recovery_stage1_progress")
-    dyn_final_recovery_stage2_progress: float = _dyn("final_recovery_stage2_progress")
-    dyn_final_recovery_stage1_layers: int = _dyn("final_recovery_stage1")
-    dyn_final_recovery_stage2_layers: int = _dyn("final_recovery_stage2")
-    dyn_loss_upper: float = _dyn("loss_upper")
-    dyn_loss_lower: float = _dyn("loss_lower")
-    dyn_budget_step_up: int = _dyn("budget_step_up")
-    dyn_budget_step_down: int = _dyn("budget_step_down")
-    dyn_loss_ema_decay: float = _dyn("loss_ema_decay")
-    dyn_ema_decay: float = _dyn("ema_decay")
-    dyn_eps: float = _dyn("eps")
 
     @property
     def names(self) -> list[str]:
@@ -223,7 +193,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line, built from Config."""
     made = argparse.ArgumentParser(
         prog="bench/run.py",
-        description="Train with full_update, static_suffix and dynamic_suffix and compare.",
+        usage="bench/run.py [flags]",
+        description="Train under several schedules and compare.",
         epilog="Defaults are the experiment's (preset seed); on a CPU those of preset small hold: "
         + ", ".join(f"{option(name)} {value}" for name, value in SMALL.items())
         + "; with task finetune "
@@ -231,18 +202,24 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--replay", nargs="+", metavar="FILE", help="replay recorded runs instead")
     hints = get_type_hints(Config)
+    groups = {}
+    for name in NAMES:
+        flags = flags_of(name)
+        group = made.add_argument_group(name) if flags else made
+        groups |= {flag.key: group for flag in flags}
     for field in dataclasses.fields(Config):
         default = "none" if field.default is None else field.default
         words = field.metadata["help"] + ("" if default == "" else f" (default {default})")
         words = words.replace("%", "%%")
+        place = groups.get(field.name, made)
         if hints[field.name] is bool:
-            made.add_argument(
+            place.add_argument(
                 option(field.name), action=argparse.BooleanOptionalAction, default=None, help=words
             )
             continue
         kinds = [t for t in get_args(hints[field.name]) if t is not type(None)]
         kind = kinds[0] if kinds else hints[field.name]
-        made.add_argument(option(field.name), type=kind, default=None, metavar="X", help=words)
+        place.add_argument(option(field.name), type=kind, default=None, metavar="X", help=words)
     return made
 
 

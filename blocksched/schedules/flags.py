@@ -1,22 +1,35 @@
-"""The experiment's flags -> schedules, with the experiment's own clamping.
+"""The benchmark's flags -> schedules: one flag a field, with the original experiment's clamping.
 
-The library raises where a number does not fit the model; the benchmark and the recordings clamp it
-and say so. Both forms of the rule meet here.
+The library raises where a number does not fit the model; for the experiment's own schedules the
+benchmark and the recordings clamp it and say so. Both forms of the rule meet here.
 """
 
 import dataclasses
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
 
 from blocksched.schedules.base import Schedule
 from blocksched.schedules.dynamic_suffix import DynamicSuffix
 from blocksched.schedules.full_update import FullUpdate
+from blocksched.schedules.numbers import choice
 from blocksched.schedules.static_suffix import StaticSuffix
 
-NAMES = ("full_update", "static_suffix", "dynamic_suffix")
+# Each schedule, and what its flags begin with.
+SCHEDULES: dict[str, tuple[type, str]] = {
+    "full_update": (FullUpdate, ""),
+    "static_suffix": (StaticSuffix, "static"),
+    "dynamic_suffix": (DynamicSuffix, "dyn"),
+}
+NAMES = tuple(SCHEDULES)
 
-_COUNTED_IN_LAYERS = ("min_active", "max_active", "final_recovery_stage1", "final_recovery_stage2")
+_COUNTED_IN_LAYERS = (
+    "static_active",
+    "dyn_min_active",
+    "dyn_max_active",
+    "dyn_final_recovery_stage1",
+    "dyn_final_recovery_stage2",
+)
 _CLAMPED = (
     "min_active",
     "max_active",
@@ -27,23 +40,62 @@ _CLAMPED = (
 )
 # What a recording made before a flag existed did.
 _BEFORE_THE_FLAG: dict[str, Any] = {
-    "freeze_start_frac": 0.0,
-    "final_full_frac": 0.0,
-    "loss_ema_decay": None,
+    "dyn_freeze_start_frac": 0.0,
+    "dyn_final_full_frac": 0.0,
+    "dyn_loss_ema_decay": None,
 }
 
 
-def key(field: str) -> str:
-    """The flag, in snake_case, of a field of DynamicSuffix."""
-    return f"dyn_{field}_layers" if field in _COUNTED_IN_LAYERS else f"dyn_{field}"
+class Flag(NamedTuple):
+    """A field of a schedule on the command line.
+
+    Attributes:
+        key: the flag in snake_case, as in a result file's config.
+        field: the schedule's field.
+        kind: its type, str for words, and for numbers that are given as a list.
+        declared: its default, help and range, see numbers.py.
+    """
+
+    key: str
+    field: str
+    kind: Any
+    declared: Any
+
+
+def flags_of(name: str) -> list[Flag]:
+    """The flags of the schedule `name`."""
+    schedule, _ = SCHEDULES[name]
+    hints = get_type_hints(schedule)
+    return [_flag(name, field, hints[field.name]) for field in dataclasses.fields(schedule)]
+
+
+def _flag(name: str, field: dataclasses.Field[Any], kind: Any) -> Flag:
+    key = _key(name, field.name)
+    default, metadata = field.default, dict(field.metadata)
+    if field.name == "then":
+        words = "grow: the schedule that goes on once all blocks run"
+        return Flag(key, field.name, str, choice("full_update", words, NAMES[:3]))
+    if isinstance(default, tuple):
+        default, kind = ",".join(map(str, default)), str
+    if get_origin(kind) is Literal:
+        kind = str
+    if key in CLAMPED:
+        metadata = {k: v for k, v in metadata.items() if k not in ("ge", "gt", "le", "lt")}
+    metadata.pop("optional", None)
+    return Flag(key, field.name, kind, dataclasses.field(default=default, metadata=metadata))
+
+
+def _key(name: str, field: str) -> str:
+    key = f"{SCHEDULES[name][1]}_{field}"
+    return f"{key}_layers" if key in _COUNTED_IN_LAYERS else key
+
+
+CLAMPED = ("static_active_layers", *(_key("dynamic_suffix", field) for field in _CLAMPED))
 
 
 def option(flag: str) -> str:
     """The flag as typed on a command line."""
     return "--" + flag.replace("_", "-")
-
-
-CLAMPED = ("static_active_layers", *map(key, _CLAMPED))
 
 
 def base_name(name: str) -> str:
@@ -57,33 +109,60 @@ def from_flags(name: str, config: Mapping[str, Any]) -> tuple[Schedule[Any], lis
     Flags that `config` lacks are read as recordings without them are. Raises ValueError for an
     unknown name or a number out of range.
     """
-    warnings: list[str] = []
-    n_blocks = config["n_layers"]
     base = base_name(name)
-    if base == "full_update":
-        return FullUpdate(), warnings
+    if base not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}: choose among {', '.join(NAMES)}")
+    warnings: list[str] = []
+    numbers: dict[str, Any] = {}
+    for flag in flags_of(base):
+        absent = _BEFORE_THE_FLAG.get(flag.key, flag.declared.default)
+        numbers[flag.field] = config.get(flag.key, absent)
+    schedule, _ = SCHEDULES[base]
+    for field in dataclasses.fields(schedule):
+        if isinstance(field.default, tuple):
+            numbers[field.name] = _list(_key(base, field.name), numbers[field.name])
     if base == "static_suffix":
-        wanted = config.get("static_active_layers", StaticSuffix().active)
-        active = _clamp("static_active_layers", wanted, 1, n_blocks, warnings)
-        return StaticSuffix(active=active), warnings
-    if base == "dynamic_suffix":
-        numbers = {
-            field.name: config.get(key(field.name), _BEFORE_THE_FLAG.get(field.name, field.default))
-            for field in dataclasses.fields(DynamicSuffix)
-        }
-        _clamp_dynamic(numbers, n_blocks, warnings)
-        return DynamicSuffix(**numbers), warnings
-    raise ValueError(f"unknown schedule {name!r}: choose among {', '.join(NAMES)}")
+        limits = "static_active_layers", numbers["active"], 1, config["n_layers"]
+        numbers["active"] = _clamp(*limits, warnings)
+    elif base == "dynamic_suffix":
+        _clamp_dynamic(numbers, config["n_layers"], warnings)
+    elif "then" in numbers:
+        numbers["then"], warnings = from_flags(_then(numbers["then"]), config)
+    made: Schedule[Any] = schedule(**numbers)
+    return made, warnings
+
+
+def _then(name: Any) -> str:
+    if name not in NAMES[:3]:
+        raise ValueError(
+            f"--grow-then must be one of {', '.join(NAMES[:3])}, got {reprlib.repr(name)}: choose "
+            "one of these"
+        )
+    return str(name)
+
+
+def _list(flag: str, value: Any) -> tuple[float, ...]:
+    """Numbers separated by commas, "" for none."""
+    words = value.split(",") if isinstance(value, str) and value else []
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        return tuple(float(word) if "." in word or "e" in word else int(word) for word in words)
+    except ValueError:
+        raise ValueError(
+            f"{option(flag)} must be numbers separated by commas, got {reprlib.repr(value)}: give "
+            "them as in 2,4"
+        ) from None
 
 
 def _clamp_dynamic(numbers: dict[str, Any], n: int, warnings: list[str]) -> None:
     """Bring the numbers of a DynamicSuffix into the range that `n` blocks allow."""
-    window = _real(key("final_full_frac"), numbers["final_full_frac"])
+    window = _real(_key("dynamic_suffix", "final_full_frac"), numbers["final_full_frac"])
     staged = window > 0 and numbers["final_recovery_mode"] == "staged"
 
     def clamp(field: str, low: float, high: float, heard: bool = True) -> None:
         said = warnings if heard else []
-        numbers[field] = _clamp(key(field), numbers[field], low, high, said)
+        numbers[field] = _clamp(_key("dynamic_suffix", field), numbers[field], low, high, said)
 
     clamp("min_active", 1, n)
     least = numbers["min_active"]

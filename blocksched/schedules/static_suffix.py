@@ -10,7 +10,7 @@ from blocksched.schedules.numbers import check_numbers, number
 class StaticSuffix(Memoryless):
     """Update only the top `active` blocks."""
 
-    active: int = number(6, "static_suffix: how many of the top blocks train", ge=1)
+    active: int = number(6, "how many of the top blocks train", ge=1)
 
     def __post_init__(self) -> None:
         check_numbers(self)
