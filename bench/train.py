@@ -16,7 +16,7 @@ from bench.tasks.parts import Task
 from blocksched import BlockScheduler
 from blocksched.distributed import Traffic, prepare_ddp
 from blocksched.finite import NotFiniteError
-from blocksched.schedules import DynamicSuffix, Reading, Schedule
+from blocksched.schedules import DynamicSuffix, Plan, Reading, Schedule, to_plain
 from blocksched.schedules.trace import DynamicTrace
 
 EVALUATIONS = 8  # validations of a run after the one at its start, spread evenly over its clock
@@ -66,6 +66,8 @@ class Arm:
         self.budget_ms = budget_ms
         self.steps: list[StepRecord] = []  # those that have ended, their reading included
         self.changes: list[tuple[int, Sequence[int]]] = []  # from that step on, these blocks train
+        self.running: list[tuple[int, Sequence[int]]] = []  # and these run, where not all did
+        self.readings: list[dict[str, Any]] = []  # what the probes measured
         self._last: StepRecord | None = None
         self._last_parts: dict[str, float] = {}
         self.val_trace: list[dict[str, float]] = []
@@ -165,6 +167,8 @@ class Arm:
         return {
             "steps": [list(step) for step in self.steps],
             "changes": [[step, list(active)] for step, active in self.changes],
+            "running": [[step, list(running)] for step, running in self.running],
+            "readings": self.readings,
             "val_trace": self.val_trace,
             "phases": self.phases.state(),
             "memory": list(self.memory.bytes.items()),
@@ -177,6 +181,8 @@ class Arm:
         """Take in what `state` gave, after model, optimizer and scheduler were loaded."""
         self.steps = [StepRecord(*step) for step in saved["steps"]]
         self.changes = [(step, tuple(active)) for step, active in saved["changes"]]
+        self.running = [(step, tuple(running)) for step, running in saved["running"]]
+        self.readings = saved["readings"]
         self.val_trace = saved["val_trace"]
         self.phases.load_state(saved["phases"])
         self.memory.bytes = dict(saved["memory"])
@@ -195,7 +201,8 @@ class Arm:
             self._end_step(self._last)
         elif self._trace is not None and not self.steps:
             self._trace.planned(self.scheduler.progress, self.scheduler.plan)
-        decay = 1.0 - self.fraction if self._config.lr_decay == "linear" else 1.0
+        linear = self._config.lr_decay == "linear" and not self.schedule.anneals
+        decay = 1.0 - self.fraction if linear else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self._config.lr * decay
         sent = 0 if self._traffic is None else self._traffic.bytes
@@ -221,7 +228,7 @@ class Arm:
 
     def _forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss of a step, with marks where its parts end."""
-        first = min(self.scheduler.plan.active)
+        first = self.scheduler.plan.boundary
 
         def before_block(i: int) -> None:
             if i == first:
@@ -254,12 +261,26 @@ class Arm:
             reading = Reading(last.loss)
             self._trace.observed(len(self.steps), plan, reading, state, scheduler.state)
             self._trace.planned(scheduler.progress, scheduler.plan)
-        step = len(self.steps)
-        if not self.changes or self.changes[-1][1] != plan.active:
-            self.changes.append((step, plan.active))
-        self.phases.add(step, last.active, last.ms, self._last_parts)
+        self._note(plan)
+        self.phases.add(len(self.steps), last.active, last.ms, self._last_parts)
         self.steps.append(last)
         self._last = None
+
+    def _note(self, plan: Plan) -> None:
+        """Keep which blocks trained and ran in the step that ends, and what it measured."""
+        step, everything = len(self.steps), tuple(range(self._config.n_layers))
+        if not self.changes or self.changes[-1][1] != plan.active:
+            self.changes.append((step, plan.active))
+        running = everything if plan.running is None else plan.running
+        if self.running or plan.running is not None:
+            if not self.running and step > 0:
+                self.running.append((0, everything))
+            if not self.running or self.running[-1][1] != running:
+                self.running.append((step, running))
+        if plan.probe:
+            reading = self.scheduler.reading or Reading()
+            self.readings.append({"step": step, **to_plain(reading)})
+            del self.readings[-1]["loss"]
 
     def _finish(self) -> None:
         if self.failure is not None:
