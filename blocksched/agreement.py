@@ -1,6 +1,7 @@
 """One decision on all ranks: what they measure is gathered, what each means to do is compared."""
 
 import hashlib
+import math
 import weakref
 from collections.abc import Sequence
 
@@ -61,6 +62,32 @@ class Ranks:
         rows: list[list[float]] = self._gather(torch.tensor(numbers, dtype=torch.float64)).tolist()
         return rows
 
+    def join(
+        self,
+        losses: Sequence[float | None],
+        sums: Sequence[float],
+        alike: Sequence[str] | None,
+    ) -> tuple[list[float | None], list[float]]:
+        """Losses as the mean over the ranks, sums, of which each has its share, as the whole.
+
+        Args:
+            losses: those of a decision.
+            sums: of the blocks, as many of each.
+            alike: the blocks' names where all ranks hold the same weights.
+
+        Raises RuntimeError where ranks that hold the same weights have other gradients.
+        """
+        rows = self.gather([*(math.nan if loss is None else loss for loss in losses), *sums])
+        count = len(losses)
+        if alike is not None:
+            _refuse_unequal([row[count:] for row in rows], alike)
+        totals = [sum(column) for column in zip(*rows, strict=True)]
+        means = [
+            None if loss is None else total / self.world
+            for loss, total in zip(losses, totals, strict=False)
+        ]
+        return means, totals[count:]
+
     def agree(self, what: str) -> None:
         """Go on only if all ranks are about to do the same; else DisagreementError on all."""
         digest = hashlib.sha256(what.encode()).digest()[:8]
@@ -93,3 +120,17 @@ class Ranks:
             ) from error
         self.bytes += mine.nbytes
         return rows
+
+
+def _refuse_unequal(rows: Sequence[Sequence[float]], names: Sequence[str]) -> None:
+    """Gradients of different batches differ by far more than rounding does."""
+    for place, column in enumerate(zip(*rows, strict=True)):
+        low, high = min(column), max(column)
+        if high - low > 1e-3 * abs(high):
+            block = place * len(names) // len(rows[0])
+            raise RuntimeError(
+                f"the gradients of block {block} ({names[block]}) differ between the ranks, so "
+                "nobody reduced them: wrap the model in DistributedDataParallel while all of it is "
+                "trainable, before BlockScheduler is built; where ranks hold different weights, "
+                "pass group= with those that hold the same"
+            )

@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from blocksched.blocks import find_blocks
+from blocksched.blocks import Blocks, find_blocks
+
+COMPILED = (
+    "is compiled as a whole, which makes a graph per boundary and can leave thawed blocks without "
+    "gradients: compile each block instead, with blocksched.compile_blocks(model)"
+)
 
 
 def compile_blocks(
@@ -47,6 +52,15 @@ def compile_blocks(
     compiled = {kind: torch.compile(kind.forward, **options) for kind in kinds}
     for block in found.modules:
         block.forward = MethodType(compiled[type(block)], block)
+
+
+def refuse_compiled(model: nn.Module, blocks: Blocks) -> None:
+    """Raise ValueError for a compiled module around the blocks; they themselves may be compiled."""
+    held = set(blocks.modules)
+    for name, module in model.named_modules():
+        compiled = module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+        if compiled and module not in held and not held.isdisjoint(module.modules()):
+            raise ValueError(f"{name or 'the model'} {COMPILED}")
 
 
 def _refuse_replaced(name: str, block: nn.Module) -> None:

@@ -18,6 +18,7 @@ from blocksched.agreement import Ranks
 from blocksched.blocks import Blocks, find_blocks
 from blocksched.cache import PrefixCache
 from blocksched.clock import Clock, WallClock
+from blocksched.compile import COMPILED, refuse_compiled
 from blocksched.finite import NotFiniteError, all_finite
 from blocksched.mechanism import Mechanism
 from blocksched.rates import Rates
@@ -35,11 +36,6 @@ from blocksched.skip import Skips
 from blocksched.times import BlockTimes
 from blocksched.transplant import begin_anew, take_over
 from blocksched.updates import Updates
-
-_COMPILED = (
-    "is compiled as a whole, which makes a graph per boundary and can leave thawed blocks without "
-    "gradients: compile each block instead, with blocksched.compile_blocks(model)"
-)
 
 
 class BlockScheduler:
@@ -102,7 +98,7 @@ class BlockScheduler:
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
         self.schedule = schedule
         self.blocks: Blocks = find_blocks(model, blocks, stem)
-        _refuse_compiled(model, self.blocks)
+        refuse_compiled(model, self.blocks)
         self.state = schedule.init(len(self.blocks))
         self.ranks = Ranks.find(group)
         if self.ranks is not None:
@@ -206,7 +202,7 @@ class BlockScheduler:
             DisagreementError: the ranks were about to do different things.
         """
         if self._forwards.compiled:
-            raise RuntimeError(f"the model {_COMPILED}")
+            raise RuntimeError(f"the model {COMPILED}")
         kept = self._keep(loss)
         self._require_update()
         self._mechanism.check_all()
@@ -337,7 +333,8 @@ class BlockScheduler:
             sums = torch.full((len(self.blocks), 3), math.nan)  # all ranks give equally many
         losses, numbers = self._on_host(sums)
         if self.ranks is not None and losses:
-            losses, numbers = self._gathered(self.ranks, losses, numbers)
+            alike = self.blocks.names if self._replicated else None
+            losses, numbers = self.ranks.join(losses, numbers, alike)
         metric = self.schedule.metric
         forward_ms, backward_ms = self._block_times() if sums is not None else (None, None)
         for (plan, _), loss in zip(self._pending, losses, strict=True):
@@ -353,14 +350,14 @@ class BlockScheduler:
 
     def _block_times(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
         """Of the blocks' forward and backward, in ms; on several ranks the slowest's."""
-        measured = None if self._times is None else self._times.read()
-        if self._times is None or (measured is None and self.ranks is None):
+        if self._times is None:
             return None, None
-        n = len(self.blocks)
+        n, measured = len(self.blocks), self._times.read()
         times = [math.nan] * (2 * n) if measured is None else [*measured[0], *measured[1]]
         if self.ranks is not None:
-            columns = zip(*self.ranks.gather(times), strict=True)
-            times = [math.nan if any(map(math.isnan, c)) else max(c) for c in columns]
+            rows = self.ranks.gather(times)
+            times = [max(column) for column in zip(*rows, strict=True)]
+            times += [math.nan] * any(math.isnan(ms) for row in rows for ms in row)
         if any(map(math.isnan, times)):
             return None, None
         return times[:n], times[n:]
@@ -372,37 +369,6 @@ class BlockScheduler:
         numbers = _to_host([*tensors, *([] if sums is None else [sums])])
         losses = [numbers.pop(0) if isinstance(loss, Tensor) else loss for loss in kept]
         return losses, numbers
-
-    def _gathered(
-        self, ranks: Ranks, losses: Sequence[float | None], sums: Sequence[float]
-    ) -> tuple[list[float | None], list[float]]:
-        """Losses as the mean over the ranks, sums, of which each has its share, as the whole.
-
-        Raises RuntimeError where ranks that hold the same weights have other gradients.
-        """
-        rows = ranks.gather([*(math.nan if loss is None else loss for loss in losses), *sums])
-        count = len(losses)
-        if self._replicated:
-            self._refuse_unequal([row[count:] for row in rows])
-        totals = [sum(column) for column in zip(*rows, strict=True)]
-        means = [
-            None if loss is None else total / ranks.world
-            for loss, total in zip(losses, totals, strict=False)
-        ]
-        return means, totals[count:]
-
-    def _refuse_unequal(self, rows: Sequence[Sequence[float]]) -> None:
-        """Gradients of different batches differ by far more than rounding does."""
-        for place, column in enumerate(zip(*rows, strict=True)):
-            low, high = min(column), max(column)
-            if high - low > 1e-3 * abs(high):
-                raise RuntimeError(
-                    f"the gradients of block {place // 3} ({self.blocks.names[place // 3]}) differ "
-                    "between the ranks, so nobody reduced them: wrap the model in "
-                    "DistributedDataParallel while all of it is trainable, before BlockScheduler "
-                    "is built; where ranks hold different weights, pass group= with those that "
-                    "hold the same"
-                )
 
     def _keep(self, loss: Tensor | float | None) -> Tensor | float | None:
         if loss is None:
@@ -478,15 +444,6 @@ def _check_horizon(total_steps: int | None, time_budget_s: float | None) -> None
                 f"{name} must be > 0, got {reprlib.repr(value)}: give the length of the run, 2**53 "
                 "at most"
             )
-
-
-def _refuse_compiled(model: nn.Module, blocks: Blocks) -> None:
-    """Raise for a compiled module around the blocks; the blocks themselves may be compiled."""
-    held = set(blocks.modules)
-    for name, module in model.named_modules():
-        compiled = module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
-        if compiled and module not in held and not held.isdisjoint(module.modules()):
-            raise ValueError(f"{name or 'the model'} {_COMPILED}")
 
 
 def _call(name: str, numbers: Mapping[str, Any]) -> str:
