@@ -1,6 +1,15 @@
 """The decisions: which blocks train on which step. Standard library only."""
 
-from blocksched.schedules.base import Depth, Plan, Progress, Reading, Schedule, to_plain
+from blocksched.schedules.base import (
+    Depth,
+    Measuring,
+    Memoryless,
+    Plan,
+    Progress,
+    Reading,
+    Schedule,
+    to_plain,
+)
 from blocksched.schedules.dynamic_suffix import DynamicState, DynamicSuffix
 from blocksched.schedules.full_update import FullUpdate
 from blocksched.schedules.static_suffix import StaticSuffix
@@ -10,6 +19,8 @@ __all__ = [
     "DynamicState",
     "DynamicSuffix",
     "FullUpdate",
+    "Measuring",
+    "Memoryless",
     "Plan",
     "Progress",
     "Reading",

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from blocksched import BlockScheduler
-from blocksched.schedules.base import Depth, Plan
+from blocksched.schedules.base import Depth, Measuring, Plan
 
 ALL = (0, 1, 2, 3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class Walk(Measuring):
     """A schedule that goes through the same active sets again and again; the full ones are probes.
 
     `seen` gets the relevance of each probe.
@@ -21,8 +21,6 @@ class Walk:
 
     seen: list = dataclasses.field(default_factory=list)
     stops: tuple = (ALL, (3,), (1, 2, 3), (2, 3), (2, 3), ALL, (0, 2), (3,), (1, 2, 3))
-    history = 0
-    needs_loss = False
     metric = ("saliency_abs_gp", 0.0)
 
     def init(self, n_blocks):

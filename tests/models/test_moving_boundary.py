@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 import blocksched as bs
-from blocksched.schedules.base import Depth
+from blocksched.schedules.base import Depth, Measuring
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -15,13 +15,11 @@ BOUNDARIES = 0, 2, 1, 0, 2, 2, 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Scripted:
+class Scripted(Measuring):
     """The boundary of each step as given; full steps probe."""
 
     boundaries: tuple[int, ...]
 
-    history = 0
-    needs_loss = False
     metric = "grad_ratio", 1e-12
 
     def init(self, n_blocks):
