@@ -43,6 +43,9 @@ class Config(_OfSchedules):
         "full_update,static_suffix,dynamic_suffix",
         "the schedules to run, in this order: " + ", ".join(NAMES),
     )
+    random_like: str = text(
+        "", "random_suffix: the result file whose dynamic_suffix it takes its sizes from"
+    )
     preset: str = choice(
         "auto",
         "seed: the experiment's size; small: for a CPU; auto: seed on CUDA, else small",
@@ -183,7 +186,7 @@ SMALL: dict[str, Any] = {
 # with 2e-3.
 FINETUNE: dict[str, Any] = {"steps": 120}
 
-_NEW = {"task", "data", "schedules", "preset", "backend", "lr_decay", "interleave",
+_NEW = {"task", "random_like", "data", "schedules", "preset", "backend", "lr_decay", "interleave",
         "time_budget_ms", "accept_loss", "out", "json_out", "html", "n_heads", "pretrain_steps",
         "pretrain_lr", "resume", "checkpoint_every", "allow_previous", "max_skipped",
         "preflight"}  # fmt: skip
@@ -319,6 +322,11 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"--dyn-loss-lower must not exceed --dyn-loss-upper, got {config.dyn_loss_lower} > "
             f"{config.dyn_loss_upper}: lower the first or raise the second"
+        )
+    if "random_suffix" in map(base_name, names) and not config.random_counts:
+        raise UserError(
+            "--schedules random_suffix trains suffixes of the sizes of a recorded run: give its "
+            "result file to --random-like, or the steps of each size to --random-counts"
         )
     if config.allow_previous and not config.resume:
         raise UserError("--allow-previous is about checkpoints: add --resume with their folder")

@@ -17,7 +17,8 @@ from blocksched.schedules.flags import option
 
 # Flags that change no step: where to write, and what checkpoints there are.
 NO_PART_OF_A_RUN = {
-    "out", "json_out", "html", "resume", "checkpoint_every", "allow_previous", "preflight"
+    "out", "json_out", "html", "resume", "checkpoint_every", "allow_previous", "preflight",
+    "random_like",  # which says where random_counts come from
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Exit status: 0 done; 1 a replay differs; 2 bad input, or a file that cannot be w
 a schedule has no result, its numbers not being finite; 130 and 143 interrupted (Ctrl-C, SIGTERM).
 """
 
+import collections
 import dataclasses
 import signal
 import sys
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise UserError(f"{option(name)} needs a value, got --: give another")
             if "replay" in given:
                 return replay_files(given["replay"])
+            if "random_like" in given:
+                given["random_counts"] = _sizes(Path(given["random_like"]))
             config = resolve(given)
             if "task" not in given and from_experiment(list(given)):
                 print("The task is text; the original experiment's is --task teacher.")
@@ -140,6 +143,16 @@ def _schedules(config: Config, arms: dict[str, bool]) -> dict[str, tuple[Schedul
                 print(f"warning: {warning}", file=sys.stderr)
         heard.update(warnings)
     return made
+
+
+def _sizes(path: Path) -> str:
+    """How many steps of a result file's dynamic_suffix had 1, 2, ... active blocks, as a flag."""
+    recorded = load(path)
+    run = next((run for run in recorded.runs if run.name == "dynamic_suffix"), None)
+    if run is None or not run.active:
+        raise UserError(f"--random-like {path} holds no dynamic_suffix: give a result that ran it")
+    sizes = collections.Counter(run.active)
+    return ",".join(str(sizes[k]) for k in range(1, recorded.n_blocks + 1))
 
 
 def _greet(config: Config, task: Task, processes: Processes) -> None:

@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
 from blocksched.schedules.base import Schedule
 from blocksched.schedules.dynamic_suffix import DynamicSuffix
 from blocksched.schedules.full_update import FullUpdate
+from blocksched.schedules.lisa import Lisa
 from blocksched.schedules.numbers import choice
+from blocksched.schedules.random_suffix import RandomSuffix
 from blocksched.schedules.static_suffix import StaticSuffix
 
 # Each schedule, and what its flags begin with.
@@ -20,6 +22,8 @@ SCHEDULES: dict[str, tuple[type, str]] = {
     "full_update": (FullUpdate, ""),
     "static_suffix": (StaticSuffix, "static"),
     "dynamic_suffix": (DynamicSuffix, "dyn"),
+    "random_suffix": (RandomSuffix, "random"),
+    "lisa": (Lisa, "lisa"),
 }
 NAMES = tuple(SCHEDULES)
 
