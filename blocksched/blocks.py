@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,28 @@ def find_blocks(
             if any(id(p) in stem_ids for p in module.parameters(recurse=False))
         ),
     )
+
+
+def misfit(block: nn.Module, source: nn.Module) -> str | None:
+    """What keeps `block` from being a copy of `source`: the first parameter or buffer that it has
+    and the other lacks, or has in another shape or dtype; None if nothing does.
+
+    The source may have more: T5's first block holds the position bias that it hands to all others.
+    """
+    theirs = tensors_of(source)
+    for name, tensor in tensors_of(block).items():
+        other = theirs.get(name)
+        if other is None:
+            return f"{name} is only in the first"
+        if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            kinds = [f"{t.dtype} {list(t.shape)}".removeprefix("torch.") for t in (tensor, other)]
+            return f"{name} is {kinds[0]} in the first, {kinds[1]} in the second"
+    return None
+
+
+def tensors_of(block: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a block by name, trainable or not."""
+    return {**dict(block.named_parameters()), **dict(block.named_buffers())}
 
 
 def _stem(model: nn.Module, blocks: Sequence[nn.Module], owner: dict[int, str]) -> set[int]:
