@@ -1,4 +1,6 @@
-"""The verdict: keep dynamic_suffix, or not, and what to move. The experiment's own guide:
+"""The verdict: keep dynamic_suffix, or not, and what to move; of others, which beat full_update.
+
+The experiment's own guide:
 
 keep it only if it is clearly faster than full_update and the loss given up is acceptable; if the
 quality falls short, raise the minimum or the maximum of active blocks, probe more often, or make
@@ -21,8 +23,10 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     rows = {row["schedule"]: row for row in result["results"]}
     # On the same kernels, so that their gain is not booked as the schedule's.
     full, dynamic = rows.get(FUSED) or rows.get("full_update"), rows.get("dynamic_suffix")
-    if full is None or dynamic is None:
-        return ["No verdict: it compares dynamic_suffix with full_update; run both."]
+    if full is None or len(rows) == len(_full_updates(rows)):
+        return ["No verdict: it compares schedules with full_update; run it and another."]
+    if dynamic is None:
+        return _others(rows, full, result["config"])
     if not (_known(full["final_val_loss"]) and _known(dynamic["final_val_loss"])):
         return ["No verdict: a run without a finite final loss (unfinished, or diverged)."]
     config = result["config"]
@@ -54,6 +58,37 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     elif not fast:
         lines += _advice("The speed falls short. To move:", _for_speed(config, trace))
     return lines
+
+
+def _full_updates(rows: Mapping[str, Any]) -> list[str]:
+    return [name for name in rows if base_name(name) == "full_update"]
+
+
+def _others(
+    rows: Mapping[str, Any], full: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[str]:
+    """Each schedule against full_update where dynamic_suffix, which can be tuned, did not run."""
+    known = [row for row in rows.values() if _known(row["final_val_loss"])]
+    others = [row for row in known if row["schedule"] not in _full_updates(rows)]
+    if not others or full not in known:
+        return ["No verdict: a run without a finite final loss (unfinished, or diverged)."]
+    name, horizon = full["schedule"], "time" if config["equal_time_budget"] else "steps"
+    changes = {
+        row["schedule"]: _relative(row["final_val_loss"], full["final_val_loss"]) for row in others
+    }
+    best = min(changes, key=lambda each: changes[each])
+    if changes[best] < 0:
+        first = f"{best} ends {-changes[best]:.2%} below {name} after equal {horizon}"
+    else:
+        first = f"Nothing beat {name} after equal {horizon}"
+    lines = [f"{first} (an indication: one seed)."]
+    for row in others:
+        change = changes[row["schedule"]]
+        speed = row["speedup_schedule"] if name == FUSED else row["speedup_vs_full"]
+        step = "" if speed is None else f"a step {speed:.2f}x as fast as {name}'s, "
+        way = "higher" if change > 0 else "lower"
+        lines.append(f"{row['schedule']}: {step}loss {abs(change):.2%} {way}.")
+    return lines + _noise(rows, changes[best])
 
 
 def faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -272,3 +272,31 @@ def test_the_table_splits_the_gain():
     assert [line.count("1.20 x") for line in lines] == [0, 0, 1, 1]
     assert "1.20 x 1.25" in lines[3]
     assert len({len(line) for line in lines}) == 1
+
+
+def beside(**losses: float | None) -> dict:
+    """full_update ends at 2.0, each of the others as given, with steps of 1.5x its speed."""
+    rows = [row(name, loss, 1.5) for name, loss in losses.items()]
+    return {"config": CONFIG, "results": [row("full_update", 2.0, 1.0), *rows], "traces": {}}
+
+
+def test_schedules_without_dynamic_suffix():
+    lines = verdict(beside(lisa=2.1, grow=1.9))
+    assert lines[0].startswith("grow ends 5.00% below full_update after equal time")
+    assert lines[1:] == [
+        "lisa: a step 1.50x as fast as full_update's, loss 5.00% higher.",
+        "grow: a step 1.50x as fast as full_update's, loss 5.00% lower.",
+    ]
+    assert said(beside(lisa=2.0, cyclic=None)).startswith("Nothing beat full_update after equal ti")
+    assert said(beside(lisa=None)).startswith("No verdict")
+    assert said(beside()).startswith("No verdict: it compares schedules with full_update")
+
+
+def test_they_are_compared_on_the_same_kernels():
+    made = beside(grow=1.9)
+    made["results"][1]["speedup_schedule"] = 1.25
+    made["results"].append(row("full_update+fused", 1.8, 1.2))
+    assert verdict(made)[:2] == [
+        "Nothing beat full_update+fused after equal time (an indication: one seed).",
+        "grow: a step 1.25x as fast as full_update+fused's, loss 5.56% higher.",
+    ]
