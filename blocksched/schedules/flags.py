@@ -11,10 +11,13 @@ from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
 
 from blocksched.schedules.base import Schedule
 from blocksched.schedules.dynamic_suffix import DynamicSuffix
+from blocksched.schedules.freezeout import FreezeOut
 from blocksched.schedules.full_update import FullUpdate
+from blocksched.schedules.grow import Grow
 from blocksched.schedules.lisa import Lisa
 from blocksched.schedules.numbers import choice
 from blocksched.schedules.random_suffix import RandomSuffix
+from blocksched.schedules.row_suffix import RowSuffix
 from blocksched.schedules.static_suffix import StaticSuffix
 
 # Each schedule, and what its flags begin with.
@@ -24,6 +27,9 @@ SCHEDULES: dict[str, tuple[type, str]] = {
     "dynamic_suffix": (DynamicSuffix, "dyn"),
     "random_suffix": (RandomSuffix, "random"),
     "lisa": (Lisa, "lisa"),
+    "freezeout": (FreezeOut, "freezeout"),
+    "grow": (Grow, "grow"),
+    "row_suffix": (RowSuffix, "row"),
 }
 NAMES = tuple(SCHEDULES)
 
