@@ -21,9 +21,10 @@ def compile_blocks(
     """Compile the forward of each block, in place, before or after BlockScheduler is built.
 
     Blocks that differ in nothing but their weights share their graphs, three for any boundary: in
-    the prefix, as the first active block (no gradient of the input), and above it. Evaluation,
-    another precision or another shape adds graphs, a move of the boundary never does. Hooks, those
-    of BlockScheduler included, stay outside the graphs. A deepcopy of the model is compiled too, a
+    the prefix, as the first active block (no gradient of the input), and above it; and a fourth
+    where a block is frozen above an active one or above a stem that trains. Evaluation, another
+    precision or another shape adds graphs, a move of the boundary never does. Hooks, those of
+    BlockScheduler included, stay outside the graphs. A deepcopy of the model is compiled too, a
     pickle is not.
 
     Sets torch._dynamo.config.recompile_limit to 8 graphs a block where it was lower: torch counts

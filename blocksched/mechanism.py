@@ -22,10 +22,11 @@ _GIVEN = "_blocksched_given_to_prefix"
 class Mechanism:
     """Freezes and thaws the blocks of a model, and watches that backward obeys.
 
-    The stem trains when block 0 does or as it is told, the head as gradients reach it. While there
-    is a prefix (blocks below all that trains), nothing pulls the graph through it or through the
-    stem: what its blocks are given and what they return is detached, and what they were given (x0,
-    an encoder's states, a position bias) also where later blocks are given the same tensor.
+    Any set of blocks may train: a frozen block above an active one passes the gradient on. The stem
+    trains when block 0 does or as it is told, the head as gradients reach it. While the stem does
+    not train, nothing pulls the graph through it or through the prefix (the blocks below all that
+    trains): what these blocks and block 0 are given is detached, and so it is (x0, an encoder's
+    states, a position bias) where later blocks are given the same tensor.
 
     Args:
         blocks: of the model.
@@ -66,7 +67,10 @@ class Mechanism:
         boundary = 0 if stem_trains else min(chosen)
         for i, gate in enumerate(self._gates):
             gate.state(
-                frozen=i not in chosen, prefix=i < boundary, last_of_prefix=i == boundary - 1
+                frozen=i not in chosen,
+                cut=not stem_trains and i < max(1, boundary),
+                prefix=i < boundary,
+                last_of_prefix=i == boundary - 1,
             )
         if not stem_trains:
             for parameter in self.blocks.head:  # zeros where no gradient comes would still decay
@@ -117,19 +121,20 @@ class Mechanism:
 
 
 class _Gate:
-    """The hooks of one block: cut the graph in the prefix, keep the buffers of a frozen block where
-    they are, and note that the block ran.
+    """The hooks of one block: cut the graph before and in the prefix, keep the buffers of a frozen
+    block where they are, and note that the block ran.
 
     Copies and pickles of a model carry an idle gate, so that they behave as the plain model.
     """
 
     def __init__(self, name: str = "", buffers: Sequence[tuple[nn.Module, str]] = ()) -> None:
         self.name, self.buffers = name, buffers
-        self.kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
-        self.state(frozen=False, prefix=False, last_of_prefix=False)
+        self.kept: list[tuple[nn.Module, str, Tensor]] = []
+        self.state(frozen=False, cut=False, prefix=False, last_of_prefix=False)
 
-    def state(self, *, frozen: bool, prefix: bool, last_of_prefix: bool) -> None:
-        self.frozen, self.prefix, self.last_of_prefix = frozen, prefix, last_of_prefix
+    def state(self, *, frozen: bool, cut: bool, prefix: bool, last_of_prefix: bool) -> None:
+        self.frozen, self.cut = frozen, cut
+        self.prefix, self.last_of_prefix = prefix, last_of_prefix
         self.ran = False
 
     def __reduce__(self) -> tuple[type["_Gate"], tuple[()]]:
@@ -141,27 +146,18 @@ class _Gate:
         self.ran = True
         if self.frozen:
             self.kept = [
-                (m, key, b, b.clone())
-                for m, key in self.buffers
-                if (b := m._buffers[key]) is not None
+                (m, key, b) for m, key in self.buffers if (b := m._buffers[key]) is not None
             ]
+            for owner, key, buffer in self.kept:
+                owner._buffers[key] = buffer.clone()  # backward may need what the forward makes it
         tensors = [t for t in _tensors((args, kwargs)) if t.requires_grad]
-        if not self.prefix:
-            if any(_was_given(t) for t in tensors):
-                return _map(lambda t: t.detach() if _was_given(t) else t, (args, kwargs))
-            return None
-        if not tensors:
-            return None
-        if not torch.is_grad_enabled():
-            raise RuntimeError(
-                f"block {self.name} is frozen, but reentrant checkpointing carries the graph of a "
-                "trainable input around it: checkpoint with use_reentrant=False (and without "
-                "enable_input_require_grads)"
-            )
-        for tensor in tensors:
-            if not tensor.is_leaf:  # a parameter leads nowhere, and may train in later blocks
-                setattr(tensor, _GIVEN, True)
-        return _map(Tensor.detach, (args, kwargs))
+        if self.cut and tensors:
+            self._mark(tensors)
+        if self.prefix and tensors:
+            return _map(Tensor.detach, (args, kwargs))
+        if any(_was_given(t) for t in tensors):
+            return _map(lambda t: t.detach() if _was_given(t) else t, (args, kwargs))
+        return None
 
     def leave(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """Give the buffers back, and cut what the block computed from other than its arguments.
@@ -170,8 +166,7 @@ class _Gate:
         runs this without grad mode and strips requires_grad off plain outputs; a view of a leaf
         keeps it, and is what the first active block then receives.
         """
-        for owner, key, buffer, value in self.kept:
-            buffer.data.copy_(value)  # not seen by autograd, which may need it as it is
+        for owner, key, buffer in self.kept:
             owner._buffers[key] = buffer
         self.kept = []
         if not (self.prefix and module.training):
@@ -188,6 +183,18 @@ class _Gate:
             leaf = hidden.detach().requires_grad_()
             view = leaf.view_as(leaf)
         return _map(lambda t: view if t is hidden else t, output)
+
+    def _mark(self, tensors: Sequence[Tensor]) -> None:
+        """Note on what the block is given that it is to be detached, here and in later blocks."""
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                f"block {self.name} or what feeds it is frozen, but reentrant checkpointing "
+                "carries the graph of a trainable input around it: checkpoint with "
+                "use_reentrant=False (and without enable_input_require_grads)"
+            )
+        for tensor in tensors:
+            if not tensor.is_leaf:  # a parameter leads nowhere, and may train in later blocks
+                setattr(tensor, _GIVEN, True)
 
 
 class _Watch:
