@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 import blocksched as bs
 from blocksched.distributed import prepare_ddp
 from tests.conftest import TinyModel
+from tests.library import holes
 from tests.loops.conftest import Walk
 
 STEPS = 14
@@ -21,6 +22,7 @@ OPTIMIZERS = {
 }
 SCHEDULES = {
     "walk": Walk,
+    "holes": holes.Walk,
     "probes": functools.partial(
         bs.DynamicSuffix, min_active=1, max_active=2, warmup_steps=2, probe_every=4,
         refresh_every=0, freeze_start_frac=0.2, final_full_frac=0.15, relevance_threshold=0.5,
@@ -126,7 +128,7 @@ def run(rank, optimizer, schedule, *, wrap=None, micro=1, skip=False, dtype=None
             if rank is None:
                 module.zero_grad()
         active = scheduler.plan.active
-        still = set() if 0 in active else set(scheduler.blocks.stem)
+        still = set() if scheduler.plan.stem_trains else set(scheduler.blocks.stem)
         still.update(*(p for i, p in enumerate(scheduler.blocks.parameters) if i not in active))
         for (name, parameter), *grads in zip(module.named_parameters(), *shares, strict=True):
             assert parameter not in still or grads == [None] * len(grads), (step, name)

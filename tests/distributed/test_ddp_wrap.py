@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import blocksched as bs
 from blocksched.distributed import prepare_ddp
-from tests.distributed.ddp_loop import STEPS, Model, batch, loss_of, plain
+from tests.distributed.ddp_loop import SCHEDULES, STEPS, Model, batch, loss_of, plain
 from tests.distributed.pool import Pool
 from tests.loops.conftest import Walk
 
@@ -91,10 +91,10 @@ def train(model, scheduler, optimizer, half, steps=STEPS):
     return [plain(p) for p in model.parameters()]
 
 
-def sent(rank):
-    """Bytes that each step of Walk sent, and bytes of the parameters that trained in it."""
+def sent(rank, schedule):
+    """Bytes that each step sent, and bytes of the parameters that trained in it."""
     model, scheduler, optimizer = parts(
-        Walk(), before=lambda m: m.blocks.bfloat16(), bucket_cap_mb=0.002
+        SCHEDULES[schedule](), before=lambda m: m.blocks.bfloat16(), bucket_cap_mb=0.002
     )
     traffic = prepare_ddp(model, scheduler)
     found = []
@@ -106,10 +106,11 @@ def sent(rank):
     return found
 
 
-def test_what_trains_is_sent_and_nothing_else(ranks):
-    found, other = ranks(sent)
+@pytest.mark.parametrize(("schedule", "sizes"), [("walk", 5), ("holes", 4)])
+def test_what_trains_is_sent_and_nothing_else(schedule, sizes, ranks):
+    found, other = ranks(sent, schedule)
     assert found == other
-    assert len({trained for _, trained in found}) == 5
+    assert len({trained for _, trained in found}) == sizes
     assert all(moved == trained for moved, trained in found)
 
 
