@@ -51,7 +51,7 @@ def paint(
 
     Args:
         rows: levels, block 0 first; of level 0 only the ground is seen, level i has
-            opacities[i - 1].
+            opacities[i - 1], and the level above these is a block that did not run.
         columns: how many columns are as wide as the frame; less than the number of cells in a row
             where the last one is narrower than the others.
         ground: the colour of the ground, a CSS variable's name.
@@ -59,9 +59,10 @@ def paint(
     right, floor, row = frame.px(frame.x[1]), frame.py(-0.5), _row(frame)
     box = f"M{frame.left:g} {frame.top:g}H{right:g}V{floor:.1f}H{frame.left:g}z"
     scale = f"scale({(right - frame.left) / columns:.6g},{row:.6g})"
+    styles = [*(f"stroke-opacity:{opacity}" for opacity in opacities), "stroke:var(--absent)"]
     paths = "".join(
-        f'<path style="stroke-opacity:{opacity}" d="{path}"/>'
-        for opacity, path in zip(opacities, _paths(rows, len(opacities), columns), strict=True)
+        f'<path style="{style}" d="{path}"/>'
+        for style, path in zip(styles, _paths(rows, len(styles), columns), strict=True)
         if path
     )
     between = ""

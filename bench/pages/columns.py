@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bench.pages.evidence import Change, Run
@@ -15,13 +15,14 @@ _NAMED = 4  # of a column's probes, ranges that are named one by one
 class Column(NamedTuple):
     """The steps from `first` on.
 
-    `trained` tells by block in how many of them it trained; `fewest` and `most` how many blocks
-    trained at once.
+    `trained` tells by block in how many of them it trained, `absent` in how many it did not run;
+    `fewest` and `most` how many blocks trained at once.
     """
 
     first: int
     steps: int
     trained: tuple[int, ...]
+    absent: tuple[int, ...]
     fewest: int
     most: int
     probes: tuple[int, ...]
@@ -37,12 +38,13 @@ def columns(run: Run, n_blocks: int) -> list[Column]:
     sets = sets_by_step(run)
     if not sets:
         return []
+    ran = running_by_step(run, n_blocks)
     size = -(-len(sets) // min(MOST, max(1, CELLS // n_blocks)))
     probes = collections.defaultdict(list)
     for probe in run.probes:
         probes[probe.step // size].append(probe.step)
     return [
-        _column(first, sets[first : first + size], n_blocks, probes[i])
+        _column(first, sets[first : first + size], ran[first : first + size], n_blocks, probes[i])
         for i, first in enumerate(range(0, len(sets), size))
     ]
 
@@ -51,12 +53,13 @@ def sets_by_step(run: Run) -> list[tuple[int, ...]]:
     """Which blocks trained, a set a step; [] if that is not known from the first step on."""
     if not run.changes or run.changes[0].step > 0:
         return []
-    total = len(run.active)
-    sets: list[tuple[int, ...]] = [()] * total
-    for change, after in itertools.pairwise([*run.changes, Change(total, ())]):
-        end = min(after.step, total)
-        sets[change.step : end] = [change.blocks] * (end - change.step)
-    return sets
+    return _by_step(run.changes, len(run.active))
+
+
+def running_by_step(run: Run, n_blocks: int) -> list[tuple[int, ...]]:
+    """Which blocks ran, a set a step."""
+    every = Change(0, tuple(range(n_blocks)))
+    return _by_step(run.running or [every], len(run.active))
 
 
 def marks(run: Run) -> list[tuple[int, str]]:
@@ -96,16 +99,34 @@ def ranges(numbers: Iterable[int]) -> list[str]:
     return found
 
 
+def _by_step(changes: Sequence[Change], total: int) -> list[tuple[int, ...]]:
+    sets: list[tuple[int, ...]] = [()] * total
+    for change, after in itertools.pairwise([*changes, Change(total, ())]):
+        end = min(after.step, total)
+        sets[change.step : end] = [change.blocks] * (end - change.step)
+    return sets
+
+
 def _column(
-    first: int, sets: list[tuple[int, ...]], n_blocks: int, probes: Iterable[int]
+    first: int,
+    sets: list[tuple[int, ...]],
+    ran: list[tuple[int, ...]],
+    n_blocks: int,
+    probes: Iterable[int],
 ) -> Column:
-    different = collections.Counter(sets)
-    trained = [0] * n_blocks
-    for blocks, steps in different.items():
+    sizes = [len(blocks) for blocks in set(sets)]
+    absent = tuple(len(sets) - steps for steps in _counted(ran, n_blocks))
+    trained = _counted(sets, n_blocks)
+    return Column(first, len(sets), trained, absent, min(sizes), max(sizes), tuple(probes))
+
+
+def _counted(sets: list[tuple[int, ...]], n_blocks: int) -> tuple[int, ...]:
+    """By block, how many of the sets it is in."""
+    counts = [0] * n_blocks
+    for blocks, steps in collections.Counter(sets).items():
         for block in blocks:
-            trained[block] += steps
-    sizes = [len(blocks) for blocks in different]
-    return Column(first, len(sets), tuple(trained), min(sizes), max(sizes), tuple(probes))
+            counts[block] += steps
+    return tuple(counts)
 
 
 def _trained_in_words(column: Column, n_blocks: int) -> str:
@@ -118,7 +139,14 @@ def _trained_in_words(column: Column, n_blocks: int) -> str:
         always = f"{always} in every step, " if always else ""
         at_times += " in some steps"
     which = f" ({always}{at_times})" if always or at_times else ""
-    return f"{count} of {n_blocks} blocks train{which}"
+    return f"{count} of {n_blocks} blocks train{which}{_absent_in_words(column)}"
+
+
+def _absent_in_words(column: Column) -> str:
+    always = ranges(b for b, k in enumerate(column.absent) if k == column.steps)
+    at_times = ranges(b for b, k in enumerate(column.absent) if 0 < k < column.steps)
+    found = f", not running: {', '.join(always)}" if always else ""
+    return found + (f", running in some steps: {', '.join(at_times)}" if at_times else "")
 
 
 def _probes_in_words(steps: tuple[int, ...]) -> str:

@@ -57,6 +57,7 @@ class Run:
         step_ms, losses: a number a step, None where it was not finite.
         active: blocks trained, by step.
         changes: which ones, from the first step on; each differs from the one before.
+        running: likewise, which blocks ran at all; () where all did in every step.
         probes: in order.
         freezing: the first step at which blocks could be frozen, None if that never came.
         recovery: the steps at which stages of the recovery at the end begin, with their names.
@@ -71,6 +72,7 @@ class Run:
     losses: Sequence[float | None]
     active: Sequence[int]
     changes: Sequence[Change]
+    running: Sequence[Change]
     probes: Sequence[Probe]
     freezing: int | None
     recovery: Sequence[tuple[int, str]]
@@ -227,6 +229,9 @@ def _run(row: Mapping[str, Any], trace: Mapping[str, Any], n: int) -> Run:
         losses=losses,
         active=active,
         changes=_changes(trace, active, name, n),
+        running=_sets(trace, "running_blocks", active, name, n)
+        if "running_blocks" in trace
+        else (),
         probes=probes,
         freezing=freezing,
         recovery=recovery,
@@ -278,20 +283,28 @@ def _changes(trace: Mapping[str, Any], active: Sequence[int], name: str, n: int)
             for step, (before, k) in enumerate(itertools.pairwise([None, *active]))
             if k != before
         ]
-    changes = []
-    for entry in _list(trace["active_blocks"], f"active_blocks of {name!r}"):
-        pair = _list(entry, f"active_blocks of {name!r}")
+    return _sets(trace, "active_blocks", active, name, n)
+
+
+def _sets(
+    trace: Mapping[str, Any], field: str, active: Sequence[int], name: str, n: int
+) -> list[Change]:
+    """Sets of blocks with the step that each holds from, checked."""
+    what = f"{field} of {name!r}"
+    changes: list[Change] = []
+    for entry in _list(trace[field], what):
+        pair = _list(entry, what)
         if len(pair) != 2:
-            raise ValueError(f"active_blocks of {name!r} must be pairs, got {entry!r}")
-        step = _count(pair[0], f"a step in active_blocks of {name!r}")
+            raise ValueError(f"{what} must be pairs, got {entry!r}")
+        step = _count(pair[0], f"a step in {what}")
         if step <= (changes[-1].step if changes else -1):
-            raise ValueError(f"active_blocks of {name!r} is not in order at step {step}")
+            raise ValueError(f"{what} is not in order at step {step}")
         blocks = [_count(b, f"a block in {name!r}", n - 1) for b in _list(pair[1], "blocks")]
         if len(set(blocks)) < len(blocks):
-            raise ValueError(f"active_blocks of {name!r} names a block twice at step {step}")
+            raise ValueError(f"{what} names a block twice at step {step}")
         changes.append(Change(step, tuple(sorted(blocks))))
     if active and (not changes or changes[0].step):
-        raise ValueError(f"active_blocks of {name!r} must begin at step 0")
+        raise ValueError(f"{what} must begin at step 0")
     return changes
 
 

@@ -11,12 +11,14 @@ LIGHT = {
     "c5": "#a050e4", "c6": "#615616", "c7": "#34758e",
     "ink": "#1b1d20", "soft": "#5a6068", "grid": "#e3e4e2", "paper": "#fdfdfb",
     "warm": "#b3261e", "frozen": "#dfe3e8", "trained": "#3f6f9f",
+    "absent": "#d9b45f",
 }  # fmt: skip
 DARK = {
     "c0": "#f0f6e9", "c1": "#3f62ea", "c2": "#985e78", "c3": "#6cb6aa", "c4": "#f17c03",
     "c5": "#b98af7", "c6": "#e0cf7c", "c7": "#6ad9fe",
     "ink": "#e8e9ea", "soft": "#a3a9b1", "grid": "#2f343a", "paper": "#14171b",
     "warm": "#ff8a75", "frozen": "#2a3038", "trained": "#6ea3d6",
+    "absent": "#6a5320",
 }  # fmt: skip
 
 
@@ -39,7 +41,13 @@ SHAPES = {
 }
 DASHES = ("", "9 4", "2 4", "12 4 2 4", "18 4", "6 6", "9 4 2 4 2 4", "4 4 12 4")
 
-_KNOWN = ("full_update", "full_update+fused", "full_update#2", "static_suffix", "dynamic_suffix")
+# The first eight have a colour of their own; nobody shares full_update's, which every figure has.
+_KNOWN = (
+    "full_update", "full_update+fused", "full_update#2", "static_suffix", "dynamic_suffix",
+    "grow", "payoff", "random_suffix",
+    "lisa", "cyclic", "freezeout", "autofreeze", "grades", "row_suffix", "lora",
+)  # fmt: skip
+_OWN_COLOURS = (5, 6, 7)
 
 
 class Look(NamedTuple):
@@ -54,12 +62,12 @@ class Look(NamedTuple):
 def look(schedule: str, i: int) -> Look:
     """How to draw a schedule, the `i`-th of its file: `i` decides only for names of one's own.
 
-    Those share three colours, which no known schedule has, and tell apart by dash and marker.
+    Those share three colours. Schedules of one colour tell apart by dash and marker.
     """
     if schedule in _KNOWN:
-        color = place = _KNOWN.index(schedule)
+        place = _KNOWN.index(schedule)
+        color = place if place < 8 else place - 7
+        dash, marker = (color, color) if place < 8 else (color + 3, color + 5)
     else:
-        place = len(_KNOWN) + i
-        color = len(_KNOWN) + i % 3
-    markers = tuple(SHAPES)
-    return Look(color, DASHES[place % len(DASHES)], markers[place % len(markers)])
+        color, dash, marker = _OWN_COLOURS[i % 3], 5 + i, 6 + i
+    return Look(color, DASHES[dash % len(DASHES)], tuple(SHAPES)[marker % len(SHAPES)])

@@ -1,4 +1,5 @@
-"""Which blocks trained, step by step: a map with the probes, freezing's start and the recovery."""
+"""Which blocks trained, step by step, and which did not run at all: a map with the probes,
+freezing's start and the recovery."""
 
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from bench.pages.columns import Column, columns, in_words, marks
 from bench.pages.evidence import Evidence, Run
 
 SHARES = (0.5, 0.75, 1.0)  # how opaque: trained in some, in half or more, in all of the steps
+_ABSENT = len(SHARES) + 1  # the level of a block that did not run
 _ROOM, _LITTLE = 320.0, 56.0  # pixels of the map, and of one on which nothing ever changes
 _STRIP = 16.0  # pixels for the probes' triangles
 
@@ -55,11 +57,16 @@ def _draw(
 
 
 def _levels(column: Column) -> list[int]:
-    """By block, 0 if it was frozen in all of the steps, else 1 to 3, as in SHARES."""
+    """By block, _ABSENT if it did not run in more than half of the steps, else 0 if it was frozen
+    in all, else 1 to 3, as in SHARES."""
     return [
-        3 if steps == column.steps else 2 if 2 * steps >= column.steps else int(steps > 0)
-        for steps in column.trained
+        _ABSENT if 2 * absent > column.steps else _level(trained, column.steps)
+        for trained, absent in zip(column.trained, column.absent, strict=True)
     ]
+
+
+def _level(trained: int, steps: int) -> int:
+    return 3 if trained == steps else 2 if 2 * trained >= steps else int(trained > 0)
 
 
 def _middle(frame: Frame, column: Column) -> float:
@@ -81,10 +88,12 @@ def _probes(frame: Frame, found: Sequence[Column]) -> str:
 def _legend(found: Sequence[Column]) -> str:
     """What there is on the map."""
     words = ("frozen", "trained in some of a column's steps", "in half of them or more", "in all")
-    levels = sorted({level for column in found for level in _levels(column)})
+    levels = sorted({level for column in found for level in _levels(column)} - {_ABSENT})
     if not {1, 2}.intersection(levels):
         words = ("frozen", "", "", "trained")
     entries = [(words[level], swatch("frozen", (0.0, *SHARES)[level])) for level in levels]
+    if any(_ABSENT in _levels(column) for column in found):
+        entries.append(("did not run: passed on what it was given", swatch("absent")))
     if any(column.probes for column in found):
         triangle = '<path style="fill:var(--warm)" d="M11 3l-3 8h6z"/>'
         entries.append(("probe: a step that measures how much each block matters", triangle))

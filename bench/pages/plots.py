@@ -63,7 +63,7 @@ def losses(
 
 def block_map(figure: Any, evidence: Evidence, run: Run) -> None:
     """Which blocks trained in which steps, with probes, freezing's start and the recovery's."""
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
     from matplotlib.patches import Patch
 
     axes = figure.subplots()
@@ -73,6 +73,14 @@ def block_map(figure: Any, evidence: Evidence, run: Run) -> None:
     shades = LinearSegmentedColormap.from_list("trained", [LIGHT["frozen"], LIGHT["trained"]])
     axes.pcolormesh(edges, _edges(evidence.n_blocks), often, cmap=shades, vmin=0, vmax=1)
     shown = [(Patch(color=LIGHT[name]), name) for name in ("trained", "frozen")]
+    absent = [
+        [1.0 if 2 * c.absent[block] > c.steps else math.nan for c in found]
+        for block in range(evidence.n_blocks)
+    ]
+    if run.running:
+        one = ListedColormap([LIGHT["absent"]])
+        axes.pcolormesh(edges, _edges(evidence.n_blocks), absent, cmap=one)
+        shown.append((Patch(color=LIGHT["absent"]), "did not run"))
     if run.probes:
         above = evidence.n_blocks - 0.5 + 0.04 * evidence.n_blocks
         at = [probe.step + 0.5 for probe in run.probes]

@@ -2,9 +2,12 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 
-from bench.pages.columns import percent, ranges, sets_by_step, stage
+from bench.pages.columns import percent, ranges, running_by_step, sets_by_step, stage
 from bench.pages.evidence import Evidence, Run
+
+_TOLD = 8  # sets of running blocks that are named one by one
 
 
 def story(evidence: Evidence, run: Run) -> list[str]:
@@ -15,11 +18,39 @@ def story(evidence: Evidence, run: Run) -> list[str]:
     n = evidence.n_blocks
     return [
         f"It took {_counted(len(sets), 'step')}.",
+        *_running(run, n),
         *_training(sets, n),
         *_freezing(run, sets, n),
         *_probes(run),
         *_recovery(run),
     ]
+
+
+def _running(run: Run, n: int) -> list[str]:
+    """Which blocks ran at all, until when."""
+    total = len(run.active)
+    changes = [change for change in run.running if change.step < total]
+    if not changes or all(len(change.blocks) == n for change in changes):
+        return []
+    if len(changes) > _TOLD:
+        sizes = [len(blocks) for blocks in running_by_step(run, n)]
+        return [
+            f"{min(sizes)} to {max(sizes)} of {n} blocks ran, {statistics.fmean(sizes):.1f} on "
+            "average of all steps."
+        ]
+    *before, last = [_of_them(change.blocks, n) for change in changes]
+    if not before:
+        return [f"Only {last} ran."]
+    ends = (change.step - 1 for change in changes[1:])
+    parts = [f"{blocks} ran until step {end}" for blocks, end in zip(before, ends, strict=True)]
+    return [f"{', '.join(parts)}, then {last}.".capitalize()]
+
+
+def _of_them(blocks: Sequence[int], n: int) -> str:
+    """Blocks by number and by name."""
+    if len(blocks) == n:
+        return f"all {n}"
+    return f"{_counted(len(blocks), 'block')} ({', '.join(ranges(blocks))})"
 
 
 def _training(sets: list[tuple[int, ...]], n: int) -> list[str]:

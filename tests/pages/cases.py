@@ -176,6 +176,16 @@ def with_holes() -> dict[str, Any]:
     return made
 
 
+def growing() -> dict[str, Any]:
+    """Blocks that do not run at first."""
+    made = result(names=("full_update", "grow"))
+    grow = made["traces"]["grow"]
+    grow["active_layers_hist"] = [2] * 10 + [4] * 10 + [6] * 20
+    grow["active_blocks"] = [[0, [0, 1]], [10, [0, 1, 2, 3]], [20, list(range(6))]]
+    grow["running_blocks"] = grow["active_blocks"]
+    return made
+
+
 def with_markup() -> dict[str, Any]:
     """Names that would be HTML, or end a script, if they were not escaped."""
     evil = "<script>alert(1)</script>"
@@ -210,6 +220,7 @@ CORNERS = {
     "all null": all_null,
     "never froze": lambda: result(freeze_at=10_000),
     "holes": with_holes,
+    "growing": growing,
     "markup": with_markup,
     "the original's": lambda: json.loads(RECORDING.read_bytes()),
 }

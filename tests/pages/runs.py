@@ -15,6 +15,7 @@ def run_of(
     scores: Sequence[Sequence[float]] = (),
     events: Sequence[dict[str, Any]] = (),
     name: str = "lisa",
+    running: Sequence[tuple[int, Iterable[int]]] = (),
 ) -> Evidence:
     """A result with one run.
 
@@ -24,6 +25,7 @@ def run_of(
         probes: steps.
         scores: of each probe, the relevance of the blocks; all alike by default.
         events: of its dynamic_trace besides the probes.
+        running: which blocks run, from which step on; none where all do.
     """
     blocks = [sorted(one) for one in sets]
     told = [
@@ -46,6 +48,8 @@ def run_of(
         ],
         "dynamic_trace": [*told, *events],
     }
+    if running:
+        trace["running_blocks"] = [[step, sorted(one)] for step, one in running]
     return evidence(
         {
             "script": "bench/run.py",

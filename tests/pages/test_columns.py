@@ -94,6 +94,21 @@ def test_words():
     assert in_words(nothing, 8) == "step 1: 0 of 8 blocks train"
 
 
+def test_blocks_that_do_not_run_are_told():
+    made = run_of(8, [{0, 1}] * 3 + [{0, 1, 2, 3}] * 3, running=[(0, {0, 1}), (3, range(4))])
+    found = columns(made.runs[0], 8)
+    assert [column.absent for column in found] == [(0, 0) + (1,) * 6] * 3 + [
+        (0,) * 4 + (1,) * 4
+    ] * 3
+    assert in_words(found[0], 8) == "step 0: 2 of 8 blocks train (0-1), not running: 2-7"
+    with mock.patch.object(module, "MOST", 1):
+        (whole,) = columns(made.runs[0], 8)
+    assert whole.absent == (0, 0, 3, 3, 6, 6, 6, 6)
+    assert in_words(whole, 8).endswith(
+        "(0-1 in every step, 2-3 in some steps), not running: 4-7, running in some steps: 2-3"
+    )
+
+
 def test_many_probes_of_a_column_are_counted():
     (column,) = columns_of(1, [{0}] * 30, [0, 1, 2, 5, 9], 1)
     assert in_words(column, 1).endswith("; 5 probes, steps 0-2, 5, 9")

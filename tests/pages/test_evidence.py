@@ -45,6 +45,16 @@ def test_what_was_recorded_wins_over_the_number_of_blocks():
     assert found.runs[0].changes == [Change(0, (0, 1, 2, 3, 4, 5))]
 
 
+def test_blocks_that_run():
+    full, grow = evidence(CORNERS["growing"](), "growing").runs
+    assert full.running == ()
+    assert grow.running == [
+        Change(0, (0, 1)),
+        Change(10, (0, 1, 2, 3)),
+        Change(20, (0, 1, 2, 3, 4, 5)),
+    ]
+
+
 @pytest.mark.parametrize("lost", [float("nan"), float("inf"), -1e35, None])
 def test_losses_that_ran_away_are_none(lost):
     made = result()
@@ -93,6 +103,14 @@ REFUSED = {
     "changes out of order": (
         set_at("traces/dynamic_suffix/active_blocks/1/0", 0),
         "not in order at step 0",
+    ),
+    "a running block that there is not": (
+        set_at("traces/full_update/running_blocks", [[0, [6]]]),
+        "a block in 'full_update' must be 0..5",
+    ),
+    "blocks that run from later on": (
+        set_at("traces/full_update/running_blocks", [[1, [0]]]),
+        "running_blocks of 'full_update' must begin at step 0",
     ),
     "a part that there is not": (
         set_at("traces/full_update/parts_ms/6/lunch", 1.0),

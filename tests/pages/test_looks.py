@@ -11,6 +11,8 @@ import pytest
 from bench.pages.looks import CSS, DARK, DASHES, LIGHT, SHAPES, look
 
 KNOWN = ("full_update", "full_update+fused", "full_update#2", "static_suffix", "dynamic_suffix")
+FROM_THE_FIELD = ("random_suffix", "lisa", "cyclic", "freezeout", "autofreeze", "grades", "lora")
+OURS = ("grow", "payoff", "row_suffix")
 APART, APART_ALL = 0.15, 0.11  # the first five, which one sees together; all eight
 
 RGB_TO_LMS = (
@@ -85,8 +87,8 @@ def test_colours_are_apart(theme, seen):
 
 
 @pytest.mark.parametrize("seen", SEEN)
-def test_what_trained_is_apart_from_what_was_frozen_and_from_probes(theme, seen):
-    for a, b in itertools.combinations(("trained", "frozen", "warm"), 2):
+def test_states_of_a_block_and_probes_are_apart(theme, seen):
+    for a, b in itertools.combinations(("trained", "frozen", "warm", "absent"), 2):
         assert distance(theme[a], theme[b], SEEN[seen]) >= APART_ALL, (a, b)
 
 
@@ -110,10 +112,21 @@ def test_known_schedules_look_the_same_everywhere_and_differ_in_all():
         assert len(set(field)) == len(KNOWN)
 
 
-def test_other_schedules_never_look_alike():
-    looks = [look(name, 0) for name in KNOWN] + [look(f"mine{i}", i) for i in range(12)]
-    assert len(set(looks)) == len(looks)
-    assert len({each.color for each in looks[5:8]}) == 3
-    assert {each.color for each in looks[:5]}.isdisjoint(each.color for each in looks[5:])
+def test_those_that_share_a_colour_differ_in_dash_and_marker():
+    looks = [look(name, 0) for name in (*KNOWN, *FROM_THE_FIELD, *OURS)]
+    assert looks == [look(name, 9) for name in (*KNOWN, *FROM_THE_FIELD, *OURS)]
+    for one, other in itertools.combinations(looks, 2):
+        if one.color == other.color:
+            assert one.dash != other.dash
+            assert one.marker != other.marker
+    assert [each.color for each in looks].count(look("full_update", 0).color) == 1
     assert {each.color for each in looks} == set(range(8))
-    assert all(each.marker in SHAPES and each.dash in DASHES for each in looks)
+
+
+def test_other_schedules_never_look_alike():
+    known = [look(name, 0) for name in (*KNOWN, *FROM_THE_FIELD, *OURS)]
+    own = [look(f"mine{i}", i) for i in range(12)]
+    assert len({*known, *own}) == len(known) + len(own)
+    assert len({each.color for each in own[:3]}) == 3
+    assert {each.color for each in known[:5]}.isdisjoint(each.color for each in own)
+    assert all(each.marker in SHAPES and each.dash in DASHES for each in known + own)

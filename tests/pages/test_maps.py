@@ -67,6 +67,38 @@ def test_levels_are_shares_of_the_steps(monkeypatch):
         ]
 
 
+def absent_cells(svg: str, rows: int) -> set[tuple[int, int]]:
+    """Block and column of the cells painted as not running."""
+    cells_of = set()
+    for path in re.findall(r'style="stroke:var\(--absent\)" d="([^"]*)"', svg):
+        x = row = 0
+        for kind, values in re.findall(r"([Mmh])([^Mmh]*)", path):
+            first, *y = map(float, values.split())
+            if kind == "M":
+                x, row = int(first), rows - 1 - int(y[0])
+            elif kind == "h":
+                cells_of |= {(row, column) for column in range(x, x + int(first))}
+            x = int(first) if kind == "M" else x + int(first)
+    return cells_of
+
+
+def test_blocks_that_did_not_run_have_their_own_colour_and_key(monkeypatch, open_page, whole):
+    made = run_of(4, [{0}] * 4 + [{0, 2}] * 3, running=[(0, {0}), (4, {0, 1, 2})])
+    for drawing in drawings(made, monkeypatch).values():
+        absent = {(b, t) for b in (1, 2, 3) for t in range(4)} | {(3, t) for t in range(4, 7)}
+        assert absent_cells(drawing.svg, 4) == absent
+        assert painted(drawing.svg, 4, 7) == [[1] * 7, [0] * 7, [0] * 4 + [1] * 3, [0] * 7]
+    monkeypatch.undo()
+    assert "did not run" in open_page(whole(map_of(made))).inner_text(".legend")
+    assert "did not run" not in open_page(whole(map_of(run_of(2, [{1}])))).inner_text(".legend")
+
+
+def test_a_column_is_absent_where_a_block_did_not_run_in_most_of_its_steps(monkeypatch):
+    made = run_of(2, [{0, 1}] * 1200, running=[(0, {0}), (100, {0, 1})])  # 3 steps a column
+    for drawing in drawings(made, monkeypatch).values():
+        assert absent_cells(drawing.svg, 2) == {(1, column) for column in range(33)}
+
+
 def luminance(colour: str) -> float:
     """WCAG 2.2's relative luminance."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -90,6 +122,17 @@ def test_a_triangle_under_each_column_with_a_probe(monkeypatch):
         xs = [float(x) for x in re.findall(r"M([\d.]+)", path)]
         points = drawing.series[0].points
         assert xs == pytest.approx([points[i][0] for i in with_probe], abs=0.06), width
+
+
+def test_hundreds_of_changes_are_a_small_figure():
+    """lisa draws 2 of 8 blocks every 5 steps, cyclic takes one after the other."""
+    draw = random.Random(0)
+    for sets in (
+        [tuple(draw.sample(range(8), 2)) for _ in range(200)],
+        [(7 - i % 8,) for i in range(200)],
+    ):
+        figure = map_of(run_of(8, [one for one in sets for _ in range(5)]))
+        assert len(figure) < 60_000
 
 
 @pytest.mark.parametrize("kind", ["random", "restless", "worst", "worst of all columns"])

@@ -73,3 +73,23 @@ def test_freezing_only_at_the_recovery():
 def test_what_lies_beyond_the_end_did_not_happen():
     events = [{"step": 9, "freeze_trigger": {}}, {"step": 9, "final_recovery_stage": "full"}]
     assert len(told(run_of(2, [{0, 1}] * 4, events=events))) == 2
+
+
+@pytest.mark.parametrize(
+    ("running", "says"),
+    [
+        ([], None),
+        ([(0, range(8))], None),
+        ([(0, [0, 1])], "Only 2 blocks (0-1) ran."),
+        (
+            [(0, [0]), (2, [0, 1, 4]), (5, range(8))],
+            "1 block (0) ran until step 1, 3 blocks (0-1, 4) ran until step 4, then all 8.",
+        ),
+        ([(0, range(8)), (4, [0, 7])], "All 8 ran until step 3, then 2 blocks (0, 7)."),
+        ([(t, range(1 + t)) for t in range(8)] + [(8, [0]), (90, range(8))],
+         "1 to 8 of 8 blocks ran, 3.8 on average of all steps."),
+    ],
+)  # fmt: skip
+def test_which_blocks_ran(running, says):
+    found = told(run_of(8, [{0}] * 10, running=running))
+    assert [line for line in found if " ran" in line] == ([says] if says else [])
