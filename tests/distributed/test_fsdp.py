@@ -9,27 +9,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import blocksched as bs
 from blocksched import BlockScheduler, StaticSuffix
 from tests.distributed.fsdp import MOVING, STEPS, build, shard, train, trained
+from tests.library import holes
 
 KINDS = {"torch": torch.optim.AdamW, "ours": bs.AdamW}
 
 
-def setup(kind, dtype, sharded, **arguments):
+def setup(kind, dtype, schedule, sharded, **arguments):
     model = build(dtype)
     if sharded:
         shard(model, **arguments)
     optimizer = KINDS[kind](model.parameters(), lr=0.01, weight_decay=0.1)
-    return model, optimizer, BlockScheduler(model, optimizer, MOVING, total_steps=STEPS)
+    return model, optimizer, BlockScheduler(model, optimizer, schedule, total_steps=STEPS)
 
 
-def one_process(kind, dtype):
-    model, optimizer, scheduler = setup(kind, dtype, sharded=False)
+def one_process(kind, dtype, schedule):
+    model, optimizer, scheduler = setup(kind, dtype, schedule, sharded=False)
     plans = train(model, optimizer, scheduler, range(STEPS))
     return plans, trained(optimizer)
 
 
-def two_processes(rank, kind, reshard):
+def two_processes(rank, kind, reshard, schedule):
     model, optimizer, scheduler = setup(
-        kind, torch.float32, sharded=True, reshard_after_forward=reshard
+        kind, torch.float32, schedule, sharded=True, reshard_after_forward=reshard
     )
     plans = train(model, optimizer, scheduler, range(STEPS), rank)
     scheduler.close()
@@ -49,20 +50,30 @@ def distance(some, others):
     return torch.tensor(rest)
 
 
-@pytest.mark.parametrize(("kind", "reshard"), [("torch", True), ("ours", None), ("ours", False)])
-def test_as_one_process_on_the_joined_batch(kind, reshard, ranks):
+def compare(ranks, kind, reshard, schedule):
     """Rounding of float32 is what separates both from float64, and summation order changes no more
     than that: the error of two processes is at most four times that of one."""
-    plans, exact = one_process(kind, torch.float64)
-    assert {min(plan) for plan in plans} == {0, 2}
-    assert any(min(b) < min(a) for a, b in itertools.pairwise(plans))  # thaws
-    same_plans, single = one_process(kind, torch.float32)
-    (plans_0, found), (plans_1, found_1) = ranks(two_processes, kind, reshard)
+    plans, exact = one_process(kind, torch.float64, schedule)
+    same_plans, single = one_process(kind, torch.float32, schedule)
+    (plans_0, found), (plans_1, found_1) = ranks(two_processes, kind, reshard, schedule)
     assert plans == same_plans == plans_0 == plans_1
     assert found == found_1
     rounding = distance(single, exact)
     assert (rounding > 0).all()
     assert (distance(found, exact) <= 4 * rounding).all()
+    return plans
+
+
+@pytest.mark.parametrize(("kind", "reshard"), [("torch", True), ("ours", None), ("ours", False)])
+def test_as_one_process_on_the_joined_batch(kind, reshard, ranks):
+    plans = compare(ranks, kind, reshard, MOVING)
+    assert {min(plan) for plan in plans} == {0, 2}
+    assert any(min(b) < min(a) for a, b in itertools.pairwise(plans))  # thaws
+
+
+@pytest.mark.parametrize(("kind", "reshard"), [("torch", True), ("ours", False)])
+def test_so_it_is_with_holes(kind, reshard, ranks):
+    compare(ranks, kind, reshard, holes.Walk())
 
 
 class Reductions(TorchDispatchMode):
