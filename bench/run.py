@@ -19,8 +19,9 @@ import torch
 from bench.config import Config, UserError, from_experiment, parser, resolve, resolve_device
 from bench.pages.evidence import load
 from bench.processes import Processes, Share, only_rank_0_speaks
+from bench.replays import replay_files
 from bench.report import beside, check_target, write_page
-from bench.results import output_path, read
+from bench.results import output_path
 from bench.runner import Run, Terminated
 from bench.table import table
 from bench.tasks.finetune import FinetuneTask
@@ -32,13 +33,11 @@ from blocksched.extension import why_not
 from blocksched.ops import backend_of
 from blocksched.schedules import Schedule
 from blocksched.schedules.flags import from_flags, option
-from blocksched.schedules.replay import replay
 
 TASKS = {"text": TextTask, "finetune": FinetuneTask, "teacher": TeacherTask}
 _COMPILED = (
     "full_update in eager torch; all others on blocksched's kernels, each block by torch.compile:"
 )
-_SHOWN = 5  # differences of a replay that are printed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if value == []:  # what argparse makes of it
                     raise UserError(f"{option(name)} needs a value, got --: give another")
             if "replay" in given:
-                return replay_files(given["replay"])
+                return replay_files(given)
             if "random_like" in given:
                 given["random_counts"] = _sizes(Path(given["random_like"]))
             config = resolve(given)
@@ -65,23 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UserError as error:
             print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
             return 2
-
-
-def replay_files(names: Sequence[str]) -> int:
-    """Replay recorded runs; 1 if a decision differs. Raises UserError for an unreadable file."""
-    differ = False
-    for name in names:
-        try:
-            steps, differences = replay(read(Path(name)))
-        except RecursionError:
-            raise UserError(f"{name} is nested too deeply: give a result file") from None
-        except ValueError as error:
-            raise UserError(f"{name} cannot be replayed: {error}") from None
-        print(f"{name}: {steps} steps, {len(differences)} differences")
-        for difference in differences[:_SHOWN]:
-            print(f"  {difference}")
-        differ = differ or bool(differences)
-    return int(differ)
 
 
 def benchmark(config: Config, device: torch.device, processes: Processes) -> int:

@@ -88,7 +88,7 @@ def changed(draw, value, key=None):
 
 def check(recording):
     try:
-        steps, differences = replay(recording)
+        steps, differences, _ = replay(recording)
     except ValueError as error:
         if ": " not in str(error) and "; " not in str(error):  # the rule, then the remedy
             raise

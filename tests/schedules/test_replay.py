@@ -96,7 +96,7 @@ def the_steps(recording):
 def test_a_recording_replays(name):
     recording = RECORDINGS[name]
     steps = sum(len(trace["train_losses"]) for trace in recording["traces"].values())
-    assert replay(recording) == (steps, [])
+    assert replay(recording) == (steps, [], [])
     # The run must have had something to decide.
     hist = recording["traces"]["dynamic_suffix"]["active_layers_hist"]
     assert len(set(hist)) >= 3
@@ -172,4 +172,4 @@ def test_an_added_probe_shows_at_its_step():
 
 
 def test_the_original_recording_replays():
-    assert replay(json.loads(REAL.read_text())) == (4228, [])
+    assert replay(json.loads(REAL.read_text())) == (4228, [], [])

@@ -57,7 +57,7 @@ def old():
 
 
 def test_a_file_without_the_later_flags():
-    assert replay(old()) == (18, [])
+    assert replay(old()) == (18, [], [])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_entries_that_the_flags_of_an_older_file_do_not_know_are_ignored():
     recording["traces"]["dynamic_suffix"]["dynamic_trace"] += [
         {"step": 1, "note": "a field of another time"},
     ]
-    assert replay(recording) == (18, [])
+    assert replay(recording) == (18, [], [])
 
 
 def test_the_budget_of_an_older_file_follows_the_best_loss():
@@ -90,7 +90,7 @@ def test_the_budget_of_an_older_file_follows_the_best_loss():
     run = recording["traces"]["dynamic_suffix"]
     # A fall to 0.5 is the best itself: the budget stays at 4. Against an average it would fall.
     run["train_losses"] = [1.0, 1.0, 0.5, 0.5, 0.514, 0.5]
-    assert replay(recording) == (18, [])
+    assert replay(recording) == (18, [], [])
     recording["config"]["dyn_loss_ema_decay"] = 0.5
     assert [difference.step for difference in replay(recording)[1]] == [2, 4, 5]
 
@@ -100,7 +100,7 @@ def test_variants_of_a_run_have_names_of_their_own():
     full = recording["traces"]["full_update"]
     recording["traces"] |= {"full_update#2": full, "full_update+fused": full}
     recording["traces"]["dynamic_suffix+fused#2"] = recording["traces"]["dynamic_suffix"]
-    assert replay(recording) == (36, [])
+    assert replay(recording) == (36, [], [])
     recording["traces"]["full_update+fused"] = trace([4, 4, 3, 4, 4, 4])
     recording["traces"]["dynamic_suffix+fused#2"] = trace([4, 3, 4, 1, 4, 4], [probe(0), probe(2)])
     found = [(difference.schedule, difference.step) for difference in replay(recording)[1]]
@@ -197,7 +197,7 @@ def test_a_file_that_is_not_whole_raises(recording, message):
 
 
 def test_the_untouched_file_is_whole():
-    assert replay(changed(("config", "steps"), 6)) == (18, [])
+    assert replay(changed(("config", "steps"), 6)) == (18, [], [])
 
 
 def test_a_loss_too_large_for_the_stability_test():
