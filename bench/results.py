@@ -237,7 +237,8 @@ def _trace(arm: Arm) -> dict[str, Any]:
         "active_layers_hist": [step.active for step in arm.steps],
         "gradient_bytes": [step.gradient_bytes for step in arm.steps],
         "active_blocks": arm.changes,  # from that step on, these blocks train
-        "running_blocks": arm.running,  # from that step on, these run; [] where all always did
+        # From that step on, these run; not there where all always did.
+        **({"running_blocks": arm.running} if arm.running else {}),
         "readings": arm.readings,
         "probe_steps": [i for i, step in enumerate(arm.steps) if step.probe],
         "parts_ms": arm.phases.sums,  # by number of active blocks, in all

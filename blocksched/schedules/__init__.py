@@ -1,5 +1,6 @@
 """The decisions: which blocks train on which step. Standard library only."""
 
+from blocksched.schedules.autofreeze import AutoFreeze
 from blocksched.schedules.base import (
     Depth,
     Measuring,
@@ -10,20 +11,33 @@ from blocksched.schedules.base import (
     Schedule,
     to_plain,
 )
+from blocksched.schedules.cyclic import Cyclic
 from blocksched.schedules.dynamic_suffix import DynamicState, DynamicSuffix
+from blocksched.schedules.freezeout import FreezeOut
 from blocksched.schedules.full_update import FullUpdate
+from blocksched.schedules.grow import Grow
+from blocksched.schedules.lisa import Lisa
+from blocksched.schedules.random_suffix import RandomSuffix
+from blocksched.schedules.row_suffix import RowSuffix
 from blocksched.schedules.static_suffix import StaticSuffix
 
 __all__ = [
+    "AutoFreeze",
+    "Cyclic",
     "Depth",
     "DynamicState",
     "DynamicSuffix",
+    "FreezeOut",
     "FullUpdate",
+    "Grow",
+    "Lisa",
     "Measuring",
     "Memoryless",
     "Plan",
     "Progress",
+    "RandomSuffix",
     "Reading",
+    "RowSuffix",
     "Schedule",
     "StaticSuffix",
     "to_plain",

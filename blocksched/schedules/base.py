@@ -19,7 +19,7 @@ class Plan:
     Attributes:
         active: indices of the blocks that train, ascending; never empty. Block 0 is nearest the
             input; the boundary is `active[0]`.
-        probe: whether the step measures relevance (it then has full gradients).
+        probe: whether the step measures relevance, of the blocks that train.
         phase: "full", "suffix", or "recovery:" and the stage ("full", "stage1", "stage2",
             "stage3_full"), or a schedule's own word.
         freezing: whether blocks may be left out from this step on.

@@ -9,7 +9,9 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
 
+from blocksched.schedules.autofreeze import AutoFreeze
 from blocksched.schedules.base import Schedule
+from blocksched.schedules.cyclic import Cyclic
 from blocksched.schedules.dynamic_suffix import DynamicSuffix
 from blocksched.schedules.freezeout import FreezeOut
 from blocksched.schedules.full_update import FullUpdate
@@ -27,7 +29,9 @@ SCHEDULES: dict[str, tuple[type, str]] = {
     "dynamic_suffix": (DynamicSuffix, "dyn"),
     "random_suffix": (RandomSuffix, "random"),
     "lisa": (Lisa, "lisa"),
+    "cyclic": (Cyclic, "cyclic"),
     "freezeout": (FreezeOut, "freezeout"),
+    "autofreeze": (AutoFreeze, "autofreeze"),
     "grow": (Grow, "grow"),
     "row_suffix": (RowSuffix, "row"),
 }

@@ -9,13 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blocksched.schedules import (
+    AutoFreeze,
+    Cyclic,
     DynamicSuffix,
+    FreezeOut,
     FullUpdate,
+    Grow,
+    Lisa,
     Progress,
+    RandomSuffix,
     Reading,
+    RowSuffix,
     StaticSuffix,
     to_plain,
 )
+from blocksched.schedules.base import plan_from_plain
+from blocksched.schedules.flags import SCHEDULES
 
 FRACTION = st.floats(0, 1)
 COUNT = st.integers(0, 12)
@@ -59,45 +68,128 @@ def dynamic(draw, n):
 
 
 @st.composite
-def runs(draw):
+def growing(draw, n):
+    count = draw(st.integers(0, min(2, n - 1)))
+    depths = sorted(draw(st.sets(st.integers(1, max(1, n - 1)), min_size=count, max_size=count)))
+    ends = sorted(draw(st.sets(st.floats(0.01, 1), min_size=count, max_size=count)))
+    return Grow(
+        blocks=tuple(depths),
+        until=tuple(ends),
+        when=draw(st.sampled_from(["clock", "loss"])),
+        window=draw(st.integers(1, 4)),
+        gain=draw(st.floats(0, 0.99)),
+        then=draw(st.one_of(st.just(FullUpdate()), dynamic(n))),
+    )
+
+
+def every_kind(n):
+    """Each schedule with any numbers that fit n blocks."""
+    active, seed = st.integers(1, n), st.integers(0, 5)
+    counts = st.lists(st.integers(0, 3), min_size=n, max_size=n).filter(any).map(tuple)
+    order = st.sampled_from(["random", "ascending", "descending"])
+    return {
+        FullUpdate: st.builds(FullUpdate),
+        StaticSuffix: st.builds(StaticSuffix, active=active),
+        DynamicSuffix: dynamic(n),
+        RandomSuffix: st.builds(RandomSuffix, counts=counts, seed=seed),
+        Lisa: st.builds(Lisa, active=active, interval=st.integers(1, 4), seed=seed),
+        Cyclic: st.builds(
+            Cyclic, interval=COUNT, cycles=st.integers(1, 4), order=order,
+            train_stem=st.booleans(), seed=seed,
+        ),
+        FreezeOut: st.builds(
+            FreezeOut, t0=st.floats(0.01, 1), spacing=st.sampled_from(["linear", "cubic"])
+        ),
+        AutoFreeze: st.builds(
+            AutoFreeze, intervals=st.integers(1, 6), probes=st.integers(1, 3),
+            percentile=st.floats(0, 100),
+        ),
+        Grow: growing(n),
+        RowSuffix: st.builds(RowSuffix, active=active, rows=st.floats(0.01, 1)),
+    }  # fmt: skip
+
+
+def test_no_schedule_is_left_out():
+    assert set(every_kind(3)) == {kind for kind, _ in SCHEDULES.values()}
+
+
+@st.composite
+def runs(draw, kind):
     """(schedule, blocks, budget or None, losses, relevance of each step)."""
     n = draw(st.integers(1, 5))
-    kinds = (st.builds(FullUpdate), st.builds(StaticSuffix, active=st.integers(1, n)), dynamic(n))
     losses = draw(st.lists(LOSS, min_size=1, max_size=12))
     relevance = st.lists(st.lists(RELEVANCE, min_size=n, max_size=n), min_size=12, max_size=12)
     budget = draw(st.one_of(st.none(), st.floats(0, 100)))
-    return draw(st.one_of(*kinds)), n, budget, losses, draw(relevance)
+    return draw(every_kind(n)[kind]), n, budget, losses, draw(relevance)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
-@given(runs())
-def test_plans_and_states(run):
-    schedule, n, budget_ms, losses, relevance = run
-    state, froze = schedule.init(n), False
+@pytest.mark.parametrize("kind", every_kind(2), ids=lambda kind: kind.__name__)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_plans_and_states(kind, data):
+    schedule, n, budget_ms, losses, relevance = data.draw(runs(kind))
+    state, ran, sizes = schedule.init(n), set(), []
     for step, loss in enumerate(losses):
         progress = Progress(step, len(losses), 10.0 * step, budget_ms)
         plan = schedule.plan(state, progress)
-        assert 1 <= len(plan.active) <= n
-        assert plan.active == tuple(range(n))[-len(plan.active) :]
-        assert not plan.probe or len(plan.active) == n
-        assert plan.freezing or len(plan.active) == n
-        assert plan.freezing >= froze
+        check_plan(plan, n, ran)
+        ran = set(plan.running or range(n))
         assert ("relevance" in schedule.wants(state, progress)) == plan.probe
         assert schedule.plan(state, progress) == plan
-        reading = Reading(loss, relevance[step] if plan.probe else None)
+        values = relevance[step] if plan.probe else None
+        reading = Reading(loss, values, values, values)
         new = schedule.observe(state, plan, reading)
         assert schedule.observe(state, plan, reading) == new
         text = json.dumps(to_plain(new), allow_nan=False)
         assert schedule.restore(json.loads(text)) == new
-        assert len(text) < 200 + 25 * (2 * n + 6 + 3)
-        if isinstance(schedule, DynamicSuffix):
-            assert schedule.min_active <= new.active <= new.budget
-            assert new.budget <= (schedule.max_active or n)
-            assert len(new.losses) <= schedule.history
-        state, froze = new, plan.freezing
+        sizes.append(len(text))
+        plain = json.loads(json.dumps(to_plain(plan), allow_nan=False))
+        assert plan_from_plain(plain) == plan
+        state = new
+    assert max(sizes) < 700 + 60 * n + 25 * schedule.history
 
 
-ALL = (FullUpdate(), StaticSuffix(active=2), DynamicSuffix(min_active=1))
+def check_plan(plan, n, ran):
+    """What every plan keeps to, `ran` being the blocks that ran before."""
+    everything = tuple(range(n))
+    assert plan.active
+    assert list(plan.active) == sorted(set(plan.active) & set(everything))
+    running = everything if plan.running is None else plan.running
+    assert list(running) == sorted(set(running) & set(everything))
+    assert set(plan.active) <= set(running)
+    assert ran <= set(running)  # no stage ever goes back
+    assert plan.sources == () or len(plan.sources) == len(running)
+    assert all(s == b or s in ran for b, s in zip(running, plan.sources, strict=False) if ran)
+    assert set(plan.fresh) <= set(plan.active)
+    assert plan.rates == () or len(plan.rates) == n + 1
+    assert all(0 <= rate < math.inf for rate in plan.rates)
+    assert 0 <= plan.lower < n
+    assert 0 < plan.rows <= 1
+    assert 0 <= plan.boundary <= plan.active[0]
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(runs(DynamicSuffix))
+def test_dynamic_suffix(run):
+    schedule, n, budget_ms, losses, relevance = run
+    state, froze = schedule.init(n), False
+    for step, loss in enumerate(losses):
+        plan = schedule.plan(state, Progress(step, len(losses), 10.0 * step, budget_ms))
+        assert plan.active == tuple(range(n))[-len(plan.active) :]
+        assert not plan.probe or len(plan.active) == n
+        assert plan.freezing or len(plan.active) == n
+        assert plan.freezing >= froze
+        state = schedule.observe(state, plan, Reading(loss, relevance[step]))
+        assert schedule.min_active <= state.active <= state.budget
+        assert state.budget <= (schedule.max_active or n)
+        assert len(state.losses) <= schedule.history
+        froze = plan.freezing
+
+
+ALL = (
+    *(FullUpdate(), StaticSuffix(active=2), DynamicSuffix(min_active=1), Lisa(), Cyclic()),
+    *(RandomSuffix(counts=(1, 0, 2)), FreezeOut(), AutoFreeze(), Grow(), RowSuffix(active=1)),
+)
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=lambda s: type(s).__name__)
