@@ -8,7 +8,7 @@ is
 
 of the norm of its gradient in this interval and the one before, and the boundary moves up to the
 first active block whose c_i reaches the percentile of those of all active blocks. What is frozen
-stays so. The rule, the percentile's interpolation and the defaults are those of the authors' code.
+stays so. The rule and the defaults are those of the authors' code.
 
 What differs: they add up the gradients of all steps of an interval and take the L1 norm of the sum,
 for which a copy of the gradients would have to be kept. Here a few steps of each interval are
@@ -17,7 +17,8 @@ out, is still in these; more probes an interval average over it, but do not take
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from blocksched.schedules.base import (
@@ -33,8 +34,6 @@ from blocksched.schedules.base import (
 )
 from blocksched.schedules.numbers import check_numbers, number
 from blocksched.schedules.readings import measured
-
-_MOST = 1e150  # the change of what was zero before, finite so that it can be interpolated
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,22 +134,12 @@ class AutoFreeze(Measuring):
         changes = [
             _change(before, now) for before, now in zip(state.before, state.sums, strict=True)
         ][state.boundary :]
-        least = _percentile(changes, self.percentile)
+        # Interpolated percentiles lie between two of the changes: the upper is what reaches them.
+        least = sorted(changes)[math.ceil(self.percentile * (len(changes) - 1) / 100)]
         return state.boundary + next(i for i, change in enumerate(changes) if change >= least)
 
 
 def _change(before: float, now: float) -> float:
     if before == 0.0:
-        return _MOST if now else 0.0
-    return min(abs(before - now) / before, _MOST)
-
-
-def _percentile(values: Sequence[float], percent: float) -> float:
-    """Linear between the two nearest of the sorted values, as numpy's default."""
-    ordered = sorted(values)
-    place = percent / 100 * (len(ordered) - 1)
-    low = int(place)
-    if place == low:
-        return ordered[low]
-    below, above = ordered[low], ordered[low + 1]
-    return min(above, below + (above - below) * (place - low))
+        return math.inf if now else 0.0
+    return abs(before - now) / before
