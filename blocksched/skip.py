@@ -28,8 +28,8 @@ class Skips:
     def apply(self, running: Sequence[int] | None) -> None:
         """Run exactly the blocks `running` from the next forward on; None: all.
 
-        Raises ValueError if block 0 is not among them, or where one that is not is built unlike all
-        that are.
+        Raises ValueError if block 0 is not among them, or where one that is not could not take over
+        any of those that are.
         """
         n = len(self._blocks)
         now = frozenset(range(n) if running is None else running)
@@ -59,14 +59,15 @@ class Skips:
                 f"block 0 ({names[0]}) has to run, got {sorted(running)}: a skipped block passes "
                 "on what a running one below it gave"
             )
-        for i, block in enumerate(modules):
-            whys = [misfit(block, modules[j]) for j in sorted(running)]
-            if i not in running and None not in whys:
-                raise ValueError(
-                    f"block {i} ({names[i]}) cannot be skipped and take over another later, since "
-                    f"it is built unlike all that run, as block 0 ({names[0]}): {whys[0]}; pass "
-                    "blocks= with a list of blocks that are built alike"
-                )
+        for i in set(range(len(modules))) - running:
+            for j in sorted(running):
+                why = misfit(modules[i], modules[j])
+                if why is not None:
+                    raise ValueError(
+                        f"block {i} ({names[i]}) does not run yet and could not be a copy of block "
+                        f"{j} ({names[j]}) later: {why}; pass blocks= with those that are built "
+                        "alike"
+                    )
 
 
 class _Below:

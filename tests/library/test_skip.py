@@ -251,8 +251,8 @@ class Named(nn.Linear):
         ([nn.Linear(8, 8), nn.Linear(8, 8)], (1,), ValueError, r"block 0 \(0\) has to run, got"),
         (
             [nn.Linear(8, 8), nn.Linear(8, 4)], (0,), ValueError,
-            r"block 1 \(1\) cannot .* block 0 \(0\): weight is float32 \[4, 8\] in the first, "
-            r"float32 \[8, 8\] in the second; pass blocks=",
+            r"block 1 \(1\) does not run yet .* block 0 \(0\) later: weight is float32 \[4, 8\] in "
+            r"the first, float32 \[8, 8\] in the second; pass blocks=",
         ),
         ([nn.Linear(8, 8, bias=False), nn.Linear(8, 8)], (0,), ValueError, "bias is only in the"),
         ([Pooling(8, 8), Pooling(8, 8)], (0,), ValueError, r"0 gives \[2, 8\] for \[4, 8\]"),
