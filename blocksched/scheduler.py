@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -243,7 +242,7 @@ class BlockScheduler:
         """
         return {
             "schedule": type(self.schedule).__name__,
-            "numbers": dataclasses.asdict(self.schedule),  # type: ignore[call-overload]
+            "numbers": to_plain(self.schedule),
             "state": to_plain(self.state),
             "plan": to_plain(self._plan),
             "steps": self._steps,
@@ -261,7 +260,7 @@ class BlockScheduler:
         Raises ValueError if it was saved by another schedule, other numbers or another depth, and
         DisagreementError if the ranks load different states.
         """
-        ours = type(self.schedule).__name__, dataclasses.asdict(self.schedule)  # type: ignore[call-overload]
+        ours = type(self.schedule).__name__, to_plain(self.schedule)
         theirs = saved["schedule"], saved["numbers"]
         if ours != theirs:
             raise ValueError(
