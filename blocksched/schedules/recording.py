@@ -146,10 +146,13 @@ def _run(name: str, trace: Any, config: Mapping[str, Any]) -> Run:
         readings = {each["step"]: _reading(name, each, n_blocks) for each in given}
     elif isinstance(schedule, DynamicSuffix):
         readings = _from_smoothed(name, entries, schedule.ema_decay, n_blocks)
-    sets = None
+    sets = running = None
     if trace.get("active_blocks"):
-        sets = _sets(name, trace, "active_blocks", steps, n_blocks, ())
-    running = _sets(name, trace, "running_blocks", steps, n_blocks, tuple(range(n_blocks)))
+        where = f"traces.{name}.active_blocks"
+        sets = _sets(where, trace["active_blocks"], steps, n_blocks, ())
+    if trace.get("running_blocks") is not None:
+        where = f"traces.{name}.running_blocks"
+        running = _sets(where, trace["running_blocks"], steps, n_blocks, tuple(range(n_blocks)))
     return Run(name, schedule, times, losses, active, sets, running, entries, readings)
 
 
@@ -177,18 +180,8 @@ def _listed(name: str, trace: Mapping[str, Any], key: str, steps: int) -> list[M
     return entries
 
 
-def _sets(
-    name: str,
-    trace: Mapping[str, Any],
-    key: str,
-    steps: int,
-    n_blocks: int,
-    blocks: tuple[int, ...],
-) -> Sets | None:
+def _sets(where: str, changes: Any, steps: int, n_blocks: int, blocks: tuple[int, ...]) -> Sets:
     """The blocks of each step, recorded as [step from which on, blocks]; `blocks` before that."""
-    changes = trace.get(key)
-    if changes is None:
-        return None
     sets: Sets = []
     for change in changes if isinstance(changes, list) else [None]:
         if not (
@@ -199,7 +192,7 @@ def _sets(
             and all(_is_whole(block, 0, n_blocks - 1) for block in change[1])
         ):
             raise ValueError(
-                f"traces.{name}.{key} must be a list of steps, ascending, each with the blocks "
+                f"{where} must be a list of steps, ascending, each with the blocks "
                 f"from it on, got {reprlib.repr(change)}: {_WHOLE}"
             )
         sets += [blocks] * (change[0] - len(sets))
@@ -213,14 +206,10 @@ def _reading(name: str, entry: Mapping[str, Any], n_blocks: int) -> Reading:
         if entry.get(key) is None:
             continue
         measured[key] = numbers(f"{name}.readings", entry, key)
-        if len(measured[key]) != n_blocks:
+        if len(measured[key]) != n_blocks or any(value < 0 for value in measured[key]):
             raise ValueError(
-                f"traces.{name}.readings step {entry['step']}: {len(measured[key])} numbers of "
-                f"{key} for {n_blocks} blocks; {_WHOLE}"
-            )
-        if any(value < 0 for value in measured[key]):
-            raise ValueError(
-                f"traces.{name}.readings step {entry['step']}: {key} must be >= 0: {_WHOLE}"
+                f"traces.{name}.readings step {entry['step']}: {key} must be {n_blocks} numbers "
+                f">= 0, one a block: {_WHOLE}"
             )
     return Reading(None, **measured)
 

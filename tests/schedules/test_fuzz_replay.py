@@ -1,4 +1,4 @@
-"""Result files spoilt at random: replay goes through, or raises ValueError with the remedy."""
+"""Result files spoilt at random: a replay goes through, or raises ValueError with the remedy."""
 
 import json
 import math
@@ -8,7 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blocksched.schedules.flags import NAMES
 from blocksched.schedules.replay import replay
+from blocksched.schedules.what_if import what_if
+from tests.schedules.recordings import on_disk, record
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = [
@@ -33,6 +36,7 @@ def beginning(recording):
 
 
 RECORDINGS = [beginning(json.loads(path.read_bytes())) for path in FILES]
+RECORDINGS.append(on_disk({name: record(name) for name in ("autofreeze", "grow", "lisa")}))
 GONE = object()
 JUNK = st.one_of(
     st.none(),
@@ -86,7 +90,7 @@ def changed(draw, value, key=None):
     return made
 
 
-def check(recording):
+def check(recording, name):
     try:
         steps, differences, _ = replay(recording)
     except ValueError as error:
@@ -95,6 +99,13 @@ def check(recording):
     else:
         assert steps >= 0
         assert all(str(difference) for difference in differences)
+    try:
+        _, (outcome,) = what_if(recording, [name], {})
+    except ValueError as error:
+        if ": " not in str(error) and "; " not in str(error):
+            raise
+    else:
+        assert 0 < outcome.cost < 1 + 1e-9
 
 
 @settings(
@@ -102,11 +113,11 @@ def check(recording):
 )
 @given(st.data())
 def test_a_spoilt_recording(data):
-    check(data.draw(spoilt()))
+    check(data.draw(spoilt()), data.draw(st.sampled_from(NAMES)))
 
 
 @pytest.mark.soak
 @settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_many_spoilt_recordings(data):
-    check(data.draw(spoilt()))
+    check(data.draw(spoilt()), data.draw(st.sampled_from(NAMES)))
