@@ -77,6 +77,18 @@ def test_a_stem_that_stands_still_under_an_active_block_0_is_not_reached(tiny, t
     assert (model.embed.weight.grad is None) == (not tied)
 
 
+def test_the_stem_may_change_while_the_active_set_stays(tiny):
+    model = tiny()
+    mechanism = Mechanism(find_blocks(model))
+    got = []
+    for stem in (None, True, False, True):
+        mechanism.apply((1, 3), stem)
+        model.loss(0).backward()
+        mechanism.check_all()
+        got.append(model.embed.weight.grad is not None)
+    assert got == [False, True, False, True]
+
+
 class Gain(nn.Module):
     """Multiplies by a buffer that it moves first, so that dx needs the buffer as it then is."""
 

@@ -55,7 +55,7 @@ def counted(linear, calls):
     return count
 
 
-def test_so_it_does_where_the_set_and_the_stem_change(tiny, monkeypatch):
+def test_the_prefix_cache_where_the_set_and_the_stem_change(tiny, monkeypatch):
     monkeypatch.setattr(blocksched.cache, "_SAMPLES", 10**6)
     runs, cache = [], PrefixCache(1 << 20)
     for kept in (cache, None):
