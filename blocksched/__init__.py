@@ -6,19 +6,40 @@ from blocksched.cache import PrefixCache
 from blocksched.compile import compile_blocks
 from blocksched.mlp import FusedMLP
 from blocksched.scheduler import BlockScheduler
-from blocksched.schedules import DynamicSuffix, FullUpdate, Plan, Progress, Reading, StaticSuffix
+from blocksched.schedules import (
+    AutoFreeze,
+    Cyclic,
+    DynamicSuffix,
+    FreezeOut,
+    FullUpdate,
+    Grow,
+    Lisa,
+    Plan,
+    Progress,
+    RandomSuffix,
+    Reading,
+    RowSuffix,
+    StaticSuffix,
+)
 
 __all__ = [
     "AdamW",
+    "AutoFreeze",
     "BlockScheduler",
     "Blocks",
+    "Cyclic",
     "DynamicSuffix",
+    "FreezeOut",
     "FullUpdate",
     "FusedMLP",
+    "Grow",
+    "Lisa",
     "Plan",
     "PrefixCache",
     "Progress",
+    "RandomSuffix",
     "Reading",
+    "RowSuffix",
     "StaticSuffix",
     "compile_blocks",
     "find_blocks",
