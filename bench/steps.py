@@ -1,6 +1,8 @@
 """Three claims about step times, measured in interleaved rounds: `python bench/steps.py [ROUNDS]`.
 
-1. A suffix step takes what its parts take: whole steps over the sum of the parts measured apart.
+1. A step takes what its parts take, measured apart: suffixes, active sets with holes, and stacks of
+   which some blocks do not run. The anchors (bench/costs.py) over the sum of their own parts, other
+   shapes over what the lines through the anchors say. On blocksched's kernels where they are.
 2. A scheduler with nothing to decide costs nothing one notices: a loop with it over the bare loop.
 3. Where a batch returns, PrefixCache makes a suffix step faster: full update over it, beside the
    rules of thumb, 3 / (3 - 2f) and with the cache 1 / (1 - f), of a share f of blocks frozen.
@@ -18,11 +20,38 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bench.config import resolve, resolve_device
+from bench.costs import Shape, anchors
 from bench.expected import Expected
+from bench.pages.columns import ranges
 from bench.tasks.text import TextTask
 from blocksched import BlockScheduler, FullUpdate, PrefixCache, StaticSuffix
+from blocksched.ops import backend_of
+from blocksched.schedules import Plan
 
 _TURNS = 6  # timed steps with and without the scheduler in a round
+
+
+def others(n: int) -> dict[Shape, Plan]:
+    """Shapes that are no anchors, as lisa, cyclic, payoff and grow have them."""
+    half, most = tuple(range(n // 2)), tuple(range(3 * n // 4))
+    plans = [
+        Plan((n // 2,), stem=True),
+        Plan(tuple(range(1, n, 2)), stem=True),
+        Plan(tuple(range(1, n, 2))),
+        Plan((3 * n // 8,)),
+        Plan((n // 4, n - 1)),
+        Plan(half, running=half),
+        Plan(most, running=most),
+        Plan(half[len(half) // 2 :], running=half),
+        Plan((1, n // 2), running=most),
+    ]
+    return {Shape.of(plan, n): plan for plan in plans if Shape.of(plan, n) not in anchors(n)}
+
+
+def in_words(plan: Plan) -> str:
+    """What a step trains, and which blocks run in it if not all."""
+    trained = ", ".join(ranges(plan.active)) + (" and the stem" if plan.stem_trains else "")
+    return trained if plan.running is None else f"{trained}; {', '.join(ranges(plan.running))} run"
 
 
 class Loop:
@@ -101,7 +130,10 @@ def main(rounds: int) -> None:
     """Measure and print the claims."""
     config = resolve({})
     task = TextTask(config, resolve_device(config.device))
-    expected = Expected(task, config, fused=False)
+    n = config.n_layers
+    fused = backend_of("mlp", task.device.type) != "eager"
+    beside = others(n)
+    expected = Expected(task, config, fused, beside=list(beside.values()))
     loop = Loop(task)
     over, bare = [], []
     for turn in range(rounds):
@@ -112,8 +144,10 @@ def main(rounds: int) -> None:
         bare.append(times[False])
     print(f"{task.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{config.n_layers} blocks of width {config.dmodel}, {rounds} rounds, medians")
-    for k, ratio in expected.efficiency().items():
-        print(f"k={k:<2} whole step / sum of its parts  {ratio:.3f}")
+    print(f"whole step over what is expected ({'fused' if fused else 'eager'}), by what trains:")
+    for shape, ratio in expected.measured_over_expected().items():
+        where = "its parts" if shape not in beside else "the lines"
+        print(f"  {in_words((beside | anchors(n))[shape]):30} over {where}  {ratio:.3f}")
     spread = statistics.quantiles(over, n=4)
     print(
         f"scheduler attached / bare loop     {statistics.median(over):.4f} "
