@@ -108,7 +108,7 @@ class AutoFreeze(Measuring):
         norms = measured(reading, state.n_blocks)
         if norms is None:
             return dataclasses.replace(state, not_finite=state.not_finite + 1)
-        sums = tuple(map(sum, zip(state.sums, norms, strict=True)))
+        sums = tuple(a + b for a, b in zip(state.sums, norms, strict=True))
         state = dataclasses.replace(state, taken=state.taken + 1, sums=sums)
         if state.taken % self.probes:
             return state
