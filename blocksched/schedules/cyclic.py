@@ -47,7 +47,8 @@ class Cyclic(Measuring):
     unless they are made blocks of their own or always active, which the authors advise for a head
     that is not pretrained. Here the head always trains, with moments that go on, and a weight that
     the embedding shares with it too. The stem does not, as theirs: in a model that is not
-    pretrained let it, see `train_stem`.
+    pretrained let it, see `train_stem`. They drop a block's state as its turn ends, which saves
+    memory; here it goes as the next one begins.
     """
 
     metric = None
