@@ -153,7 +153,8 @@ class Grow:
         stage = self._stage(state, progress)
         grown = stage == len(self.depths(state.n_blocks))
         wanted = self.then.wants(state.then, progress) if grown else frozenset()
-        judged = not grown and self.when == "loss" and progress.step % self.window == 0
+        judged = self.when == "loss" and not grown and progress.step > 0
+        judged = judged and progress.step % self.window == 0
         # What runs at the moment is known from the readings, and a growth copies from that.
         return wanted | {"losses"} if judged or stage > state.stage else wanted
 
