@@ -13,14 +13,16 @@ probes,
 
 since the exact one would need a copy of all gradients, saved with every checkpoint. The two are
 equal where the gradients are orthogonal, as those of different batches nearly are once noise
-outweighs what they share. On the benchmark's text task (preset small: 8 blocks, 250 steps), from
-step to step, the true change was 0.7 to 1.2 of the estimate in 96 % of cases, and the estimate
-ordered the blocks as the L1 norm of the change did (rank correlation 0.97). The change of the norm,
-as cheap, was a tenth of the true change and ordered them otherwise (0.51).
+outweighs what they share. On the benchmark's text tasks (preset small, 8 blocks; pretraining and
+fine-tuning), from step to step, the true change was 0.7 to 1.2 of the estimate in at least 96 % of
+cases, and the estimate ordered the blocks as the L1 norm of the change did (rank correlations 0.97
+and 0.94). The change of the norm, as cheap, was a tenth of the true change and ordered them
+otherwise (0.51 and 0.21).
 
-The paper tunes tau to each model, over four orders of magnitude, because the size of gradients
-depends on model, loss and precision. Here it is a share of what is measured in the grace period:
-the mean change of all blocks.
+The authors set tau for each model, from 0.001 to 9, because the size of gradients depends on model,
+loss and precision. Here it is a share of what is measured in the grace period: the mean change of
+all blocks. In that fine-tuning no block stopped at a tau of 0.5, five of eight at 0.75 by 0.4 of the
+run, and all but one at 1.
 """
 
 import dataclasses
@@ -76,7 +78,7 @@ class GradES(Measuring):
     """
 
     tau: float = number(
-        0.5,
+        0.75,
         "grades: a block stops when its gradient's change is below this x the mean change of all "
         "blocks in the grace period",
         gt=0,
