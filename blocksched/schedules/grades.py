@@ -21,8 +21,8 @@ otherwise (0.51 and 0.21).
 
 The authors set tau for each model, from 0.001 to 9, because the size of gradients depends on model,
 loss and precision. Here it is a share of what is measured in the grace period: the mean change of
-all blocks. In that fine-tuning no block stopped at a tau of 0.5, five of eight at 0.75 by 0.4 of the
-run, and all but one at 1.
+all blocks. In that fine-tuning no block stopped at a tau of 0.5; by 0.4 of the run five of eight
+had at 0.75, and all but one at 1.
 """
 
 import dataclasses
