@@ -17,7 +17,8 @@ _SAMPLES = 512  # losses that a curve is drawn from, however long the run is
 _CURVE = 10  # columns kept for the curve
 _WIDEST = 40  # characters of a curve, and of a map
 _ROOMY = 60  # columns from which on a change is shown beside its loss
-_SIGNS = {True: "\u2588\u2591\u2592", False: "#.+"}  # trained, frozen, some of several blocks
+# Trained, frozen, some of several blocks, those that do not run.
+_SIGNS = {True: "\u2588\u2591\u2592\u00b7", False: "#.+-"}
 
 
 class Live:
@@ -53,7 +54,7 @@ class Live:
         size = shutil.get_terminal_size()
         width = size.columns - 1  # a character in the last column would break the line
         lines = _lines(shown, n_blocks, width, size.lines - 2, self._levels)
-        lines.append(_footer(left_s, n_blocks, width, self._levels))
+        lines.append(_footer(shown, left_s, n_blocks, width, self._levels))
         self._draw(lines[-max(size.lines - 1, 1) :], size.columns)
 
     def _draw(self, lines: list[str], columns: int) -> None:
@@ -104,16 +105,25 @@ def _detail(arm: Arm, n_blocks: int, width: int, levels: str) -> str:
 
 def _map(arm: Arm, n_blocks: int, fold: int, levels: str) -> str:
     """A character for every `fold` blocks, and whether there has just been a probe."""
-    every, none, some = _SIGNS[levels == BLOCKS]
-    active = set(arm.scheduler.plan.active)
+    every, none, some, absent = _SIGNS[levels == BLOCKS]
+    active, running = set(arm.scheduler.plan.active), set(_running(arm, n_blocks))
     groups = [range(i, min(i + fold, n_blocks)) for i in range(0, n_blocks, fold)]
     if arm.finished:  # the plan is of a step that does not come
         return " " * (len(groups) + 1)
-    signs = [
-        every if active.issuperset(group) else none if active.isdisjoint(group) else some
-        for group in groups
-    ]
-    return "".join(signs) + ("p" if any(step.probe for step in arm.steps[-_RECENT:]) else " ")
+
+    def sign(group: range) -> str:
+        if running.isdisjoint(group):
+            return absent
+        return every if active.issuperset(group) else none if active.isdisjoint(group) else some
+
+    return "".join(map(sign, groups)) + (
+        "p" if any(step.probe for step in arm.steps[-_RECENT:]) else " "
+    )
+
+
+def _running(arm: Arm, n_blocks: int) -> Sequence[int]:
+    running = arm.scheduler.plan.running
+    return range(n_blocks) if running is None else running
 
 
 def _fold(n_blocks: int, width: int) -> int:
@@ -121,12 +131,14 @@ def _fold(n_blocks: int, width: int) -> int:
     return -(-n_blocks // max(1, min(_WIDEST, width // 3)))
 
 
-def _footer(left_s: float, n_blocks: int, width: int, levels: str) -> str:
-    every, none, some = _SIGNS[levels == BLOCKS]
+def _footer(arms: Sequence[Arm], left_s: float, n_blocks: int, width: int, levels: str) -> str:
+    every, none, some, absent = _SIGNS[levels == BLOCKS]
     fold = _fold(n_blocks, width)
     each = "blocks" if fold == 1 else f"each {fold} blocks"
-    partly = [f"{some} in part"] if fold > 1 else []
-    legend = [f"{each}, first to last: {every} train", f"{none} frozen", *partly, "p just measured"]
+    others = [f"{some} in part"] if fold > 1 else []
+    if any(len(_running(arm, n_blocks)) < n_blocks for arm in arms):
+        others.append(f"{absent} not running")
+    legend = [f"{each}, first to last: {every} train", f"{none} frozen", *others, "p just measured"]
     return _fit([f"about {_time(left_s)} left in all", *legend], width)
 
 

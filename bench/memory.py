@@ -34,8 +34,8 @@ def standing(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 
 def weights(model: nn.Module) -> int:
-    """The model's parameters, and so their gradients."""
-    return sum(p.nbytes for p in model.parameters())
+    """The model's parameters that train, and so their gradients."""
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
 
 class ByActive:

@@ -9,14 +9,20 @@ from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.config import Config
+from bench.lora import Lora, lora_model
 from bench.tasks.parts import Stack, Task
 from blocksched import AdamW, compile_blocks
 from blocksched.schedules import FullUpdate, Schedule
 
 
-def model_of(task: Task, config: Config, fused: bool) -> Stack:
-    """A model at the task's start; --backend compile compiles the blocks of those fused."""
+def model_of(
+    task: Task, config: Config, fused: bool, schedule: Schedule[Any] | None = None
+) -> Stack:
+    """A model at the task's start, with adapters if `schedule` trains those; --backend compile
+    compiles the blocks of those fused."""
     model = task.model(fused)
+    if isinstance(schedule, Lora):
+        lora_model(model, schedule, config.seed)
     if fused and config.backend == "compile":
         compile_blocks(model, "blocks")
     return model
@@ -25,7 +31,8 @@ def model_of(task: Task, config: Config, fused: bool) -> Stack:
 def optimizer(model: nn.Module, config: Config, fused: bool) -> torch.optim.Optimizer:
     """torch's AdamW as it comes, or ours."""
     made = AdamW if fused else torch.optim.AdamW
-    return made(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return made(trained, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -88,7 +88,7 @@ def clock(monkeypatch):
     return clock
 
 
-def arm(name: str = "dynamic_suffix", steps: int = 30, active=(4, 5, 6, 7), **fields):
+def arm(name: str = "dynamic_suffix", steps: int = 30, active=(4, 5, 6, 7), running=None, **fields):
     """What the view reads of an arm: steps of 100 ms, losses that fall, a budget of 10 s."""
     made = SimpleNamespace(
         name=name,
@@ -99,7 +99,7 @@ def arm(name: str = "dynamic_suffix", steps: int = 30, active=(4, 5, 6, 7), **fi
         fraction=0.01 * steps,
         finished=False,
         failure=None,
-        scheduler=SimpleNamespace(plan=SimpleNamespace(active=active)),
+        scheduler=SimpleNamespace(plan=SimpleNamespace(active=active, running=running)),
     )
     made.__dict__.update(fields)
     return made
@@ -226,6 +226,15 @@ def test_any_set_of_blocks_has_its_map(active, n_blocks, columns, drawn, screen)
     assert f"  {drawn}p  " in terminal.shown[1]
     if "▒" in drawn and columns > 100:
         assert "each 2 blocks, first to last: █ train  ░ frozen  ▒ in part" in terminal.shown[2]
+
+
+def test_blocks_that_do_not_run_have_their_own_sign(screen):
+    terminal = screen(120)
+    growing = arm("grow", active=(0, 2), running=(0, 1, 2))
+    draw(terminal, [arm("full_update", active=range(8)), growing])
+    assert "  ████████p  " in terminal.shown[1]
+    assert "  █░█·····p  " in terminal.shown[3]
+    assert "░ frozen  · not running  p just measured" in terminal.shown[4]
 
 
 @pytest.mark.parametrize("count", [2, 512, 513, 100_000])
