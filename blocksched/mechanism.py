@@ -144,15 +144,15 @@ class _Gate:
         if not module.training:
             return None
         self.ran = True
+        tensors = [t for t in _tensors((args, kwargs)) if t.requires_grad]
+        if self.cut and tensors:
+            self._mark(tensors)
         if self.frozen:
             self.kept = [
                 (m, key, b) for m, key in self.buffers if (b := m._buffers[key]) is not None
             ]
             for owner, key, buffer in self.kept:
                 owner._buffers[key] = buffer.clone()  # backward may need what the forward makes it
-        tensors = [t for t in _tensors((args, kwargs)) if t.requires_grad]
-        if self.cut and tensors:
-            self._mark(tensors)
         if self.prefix and tensors:
             return _map(Tensor.detach, (args, kwargs))
         if any(_was_given(t) for t in tensors):

@@ -54,10 +54,10 @@ class RandomSuffix(Measuring):
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if any(type(count) is not int or not 0 <= count <= 2**53 for count in self.counts):
+        if not isinstance(self.counts, tuple) or not all(map(_is_count, self.counts)):
             raise ValueError(
-                f"counts must be whole numbers, 0 to 2**53, got {self.counts}: give the numbers of "
-                "steps with 1, 2, ... active blocks"
+                f"counts must be a tuple of whole numbers, 0 to 2**53, got {self.counts!r}: give "
+                "the numbers of steps with 1, 2, ... active blocks"
             )
 
     def init(self, n_blocks: int) -> Remaining:
@@ -85,3 +85,7 @@ class RandomSuffix(Measuring):
 
     def restore(self, plain: Mapping[str, Any]) -> Remaining:
         return from_plain(Remaining, plain)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 2**53

@@ -84,9 +84,9 @@ def test_what_does_not_fit_the_model(counts, n, rule):
         RandomSuffix(counts=counts).init(n)
 
 
-@pytest.mark.parametrize("counts", [(1, -1), (1.0, 2), (True, 2), (1, 2**53 + 1)])
+@pytest.mark.parametrize("counts", [(1, -1), (1.0, 2), (True, 2), (1, 2**53 + 1), [1, 2], None])
 def test_counts_that_are_none(counts):
-    with pytest.raises(ValueError, match=r"counts must be whole numbers, 0 to 2\*\*53, got"):
+    with pytest.raises(ValueError, match=r"counts must be a tuple of whole numbers, 0 to 2\*\*53"):
         RandomSuffix(counts=counts)
 
 
