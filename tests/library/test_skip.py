@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import blocksched as bs
 from blocksched.skip import Skips
@@ -160,6 +160,19 @@ def test_nothing_is_kept_beyond_the_forward(running):
     assert len(kept) == 2 * len(running)
     del loss
     assert [ref() for ref in kept] == [None] * len(kept)
+
+
+def test_nothing_is_kept_of_what_a_checkpoint_computes_once_more():
+    model = Checkpointed(lambda *out: out)
+    skipped(model, (0, 2))
+    kept = []
+    model.blocks[0].register_forward_hook(
+        lambda _m, _a, out: kept.extend(weakref.ref(t) for t in out)
+    )
+    with set_checkpoint_early_stop(False):
+        model.loss(0).backward()
+    assert len(kept) == 4
+    assert [ref() for ref in kept] == [None] * 4
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -89,6 +89,13 @@ def test_the_next_updates_are_the_same(tiny, name):
     assert equal(part(alone, twin, 1), before)
 
 
+def test_where_the_other_has_no_state_none_is_left(tiny):
+    model, optimizer = made(tiny, "AdamW")
+    update(model, optimizer, 0, (3,))
+    take_over(bs.find_blocks(model), [optimizer], 3, 1)
+    assert part(model, optimizer, 3)["states"] == dict.fromkeys(["inner.weight", "inner.bias"])
+
+
 def test_several_optimizers(tiny):
     model = tiny()
     some = [p for block in model.blocks for p in (block.inner.weight,)]
