@@ -102,6 +102,7 @@ class _Parted:
         rows, rest = self._draw(len(first), first.device)
         if len(rest) == 0:
             return self._forward(*args, **kwargs)
+        self._refuse_ambiguous(first, leaves)
 
         def run(part: Tensor) -> Any:
             taken = [_take(leaf, len(first), part) for leaf in leaves]
@@ -133,16 +134,16 @@ class _Parted:
                 f"block {self._name} is given no tensor, so there are no rows to choose from: pass "
                 "it the batch, its rows first, or choose another schedule than row_suffix"
             )
-        first = tensors[0]
-        if len(first) in first.shape[1:]:
-            self._refuse_ambiguous(first, tensors)
-        return first
+        return tensors[0]
 
-    def _refuse_ambiguous(self, first: Tensor, tensors: Sequence[Tensor]) -> None:
-        """There are as many rows as positions: is a mask one of the rows or of the positions?"""
-        for other in tensors:
-            alike = other.shape == first.shape or other.dim() > first.dim()
-            if _has(other, len(first)) and not alike:
+    def _refuse_ambiguous(self, first: Tensor, leaves: Sequence[Any]) -> None:
+        """With as many positions as rows a mask may be of either; learned scales may too."""
+        positions = len(first) in first.shape[1:]
+        for other in leaves:
+            if not _has(other, len(first)) or other.shape == first.shape:
+                continue
+            scales = other.dim() == 1 and other.requires_grad
+            if scales or (positions and other.dim() <= first.dim()):
                 raise ValueError(
                     f"block {self._name} is given {tuple(first.shape)} and {tuple(other.shape)}, "
                     "where nothing says whether the second's first dimension is that of the rows: "

@@ -214,3 +214,11 @@ def test_fewer_lower_blocks_later(tiny):
         model.loss(0)
     three = [3, 3, 6, 6, 6]
     assert sizes == [3, 3, 3, 3, 6, 6, *three, 6, 6, 6, 6, *three]
+
+
+def test_a_block_is_taken_over_once(tiny):
+    model = tiny()
+    rows = wrap(model, 2, 0.5)
+    stand_in = model.blocks[0].forward
+    rows.apply(2, 0.25, 1)
+    assert model.blocks[0].forward is stand_in

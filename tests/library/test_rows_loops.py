@@ -180,6 +180,7 @@ X = torch.ones(3, 4)
         ((2.0,), "block blocks.0 is given no tensor, so there are no rows to choose from"),
         ((X, object()), "block blocks.0 is given a object, of which row_suffix cannot run some"),
         ((torch.ones(3, 3, 4), torch.ones(3, 3)), r"is given \(3, 3, 4\) and \(3, 3\), where no"),
+        ((X, torch.ones(3).requires_grad_()), r"is given \(3, 4\) and \(3,\), where no"),
     ],
 )
 def test_calls_that_cannot_be_taken_apart(args, message):
@@ -189,11 +190,15 @@ def test_calls_that_cannot_be_taken_apart(args, message):
         model(*args)
 
 
-def test_a_mask_of_more_dimensions_is_one_of_rows():
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((1, 1, 4), (1, 1)), ((3, 4), (3,)), ((3, 4), (3, 2)), ((3, 3, 4), (3, 1, 3, 3))],
+)
+def test_what_is_given_by_rows_comes_back_by_rows(first, second):
     model = Line(Odd(lambda x, mask: (x, mask)))
     wrap(model, lower=1)
-    masks = torch.arange(27.0).view(3, 1, 3, 3)
-    assert torch.equal(model(torch.ones(3, 3, 4), masks)[1], masks)
+    mask = torch.rand(second)
+    assert torch.equal(model(torch.ones(first), mask)[1], mask)
 
 
 def test_outputs_without_rows_are_those_of_the_chosen():
