@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import blocksched as bs
 from blocksched import times
 from blocksched.blocks import find_blocks
+from blocksched.schedules.payoff import Payoff
 from blocksched.times import BlockTimes
 
 CPU = torch.device("cpu")
@@ -65,8 +66,9 @@ class Block(nn.Module):
 class Model(nn.Module):
     def __init__(self, n, clock, around=lambda block, x: block(x)):
         super().__init__()
-        self.stem, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.stem = nn.Linear(4, 4)
         self.blocks = nn.ModuleList(Block(i, clock) for i in range(n))
+        self.head = nn.Linear(4, 4)
         self.clock, self.around = clock, around
 
     def forward(self, x):
@@ -183,3 +185,27 @@ def test_compiled_blocks():
     x.sum().backward()
     forward, backward = times.read()
     assert min(*forward, *backward) > 0
+
+
+def test_payoff_reads_them_in_a_loop(clock):
+    model = Model(4, clock)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = Payoff(freeze_start_frac=0.0, outside=0.0)
+    scheduler = bs.BlockScheduler(model, optimizer, schedule, total_steps=20)
+    torch.manual_seed(0)
+    for _ in range(6):
+        before = [block.inner.weight.detach().clone() for block in model.blocks]
+        model(torch.randn(3, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moved = [
+            i for i, block in enumerate(model.blocks) if not block.inner.weight.equal(before[i])
+        ]
+        assert moved == list(scheduler.plan.active)
+        scheduler.step()
+    assert scheduler.reading.forward_ms == pytest.approx([1, 2, 3, 4])
+    assert scheduler.state.backward_ms == pytest.approx((10, 20, 30, 40))
+    assert moved != [0, 1, 2, 3]
+    assert not scheduler.plan.probe
+    scheduler.close()
+    assert not model.blocks[0]._forward_hooks
