@@ -140,7 +140,7 @@ def steps(figure: Any, evidence: Evidence) -> None:
         half = _APART * (count + 1) / 2
         ends = [k - half for k in ks], [k + half for k in ks]
         drawn = axes.hlines(expected, *ends, color=LIGHT["warm"], lw=1.0)
-        shown.append((drawn, "expected: sum of its parts"))
+        shown.append((drawn, "expected of a suffix: sum of its parts"))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlim(0.0, evidence.n_blocks + 1.0)
     axes.set_ylim(0.0, 1.05 * axes.get_ylim()[1])

@@ -1,5 +1,6 @@
 """Where the time and the memory of steps went, by number of active blocks and in parts."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -38,7 +39,8 @@ _PARTS = {
 
 class _Times(NamedTuple):
     """Steps of one schedule with as many active blocks: how many, the quantiles of their times,
-    and what they should take, None where that was not measured on the same kernels."""
+    and what they should take, None where that is not known: for other kernels than it was measured
+    with, and where not all steps were of suffixes."""
 
     steps: int
     ms: Sequence[float]
@@ -84,15 +86,26 @@ def _schedules(evidence: Evidence, values: Callable[[Run], Mapping[int, T]]) -> 
 
 
 def _times(evidence: Evidence, run: Run) -> dict[int, _Times]:
-    comparable = run.row["expected_step_ms"] is not None
+    found = evidence.times_by_active(run)
+    expected = _expected(evidence, run, {k: len(times) for k, times in found.items()})
     return {
         k: _Times(
             len(times),
             [quantile(times, share) for share in _SHARES],
-            evidence.expected_ms.get(k) if comparable else None,
+            expected.get(k),
         )
-        for k, times in evidence.times_by_active(run).items()
+        for k, times in found.items()
     }
+
+
+def _expected(evidence: Evidence, run: Run, steps: Mapping[int, int]) -> Mapping[int, float]:
+    """What steps should take by number of active blocks, which is of suffixes: {} if the mean over
+    the run's steps is not what its row says, so that some were of another kind."""
+    said, known = run.row["expected_step_ms"], evidence.expected_ms
+    if said is None or not steps or not set(steps) <= set(known):
+        return {}
+    mean = sum(count * known[k] for k, count in steps.items()) / sum(steps.values())
+    return known if math.isclose(mean, said, rel_tol=1e-6) else {}
 
 
 _EXPECTED = swatches([("what such a step should take", dashed("M1 7h20"))])

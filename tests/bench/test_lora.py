@@ -106,7 +106,7 @@ def test_the_start_depends_on_the_seed_alone():
 @pytest.mark.parametrize("fused", [False, FUSED])
 def test_a_checkpoint_goes_on_to_the_bit(fused, tmp_path):
     def run(made: Training) -> dict[str, object]:
-        return dict(model=made.model, optimizers=made.optimizer, scheduler=made.scheduler)
+        return {"model": made.model, "optimizers": made.optimizer, "scheduler": made.scheduler}
 
     whole, first, second = (Training(fused) for _ in range(3))
     whole.steps(6)

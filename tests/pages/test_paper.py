@@ -187,7 +187,7 @@ def test_step_times_are_medians_beside_the_expected():
     assert [(line[:, 0].mean().round(6), line[0, 1]) for line in segments] == [
         (float(k), ms) for k, ms in made.expected_ms.items()
     ]
-    assert legend[-1] == "expected: sum of its parts"
+    assert legend[-1] == "expected of a suffix: sum of its parts"
     assert axes.get_ylim()[1] < 1e5
     assert axes.get_ylabel() == "step time (ms)"
 

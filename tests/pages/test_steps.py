@@ -78,6 +78,9 @@ def test_step_times_are_the_files(width, opened):
     slow = made["traces"]["full_update"]["step_times_ms"]
     slow[:3] = [999.0] * 3  # warming up
     slow[7] = slow[9] = None
+    for row in made["results"]:
+        active = made["traces"][row["schedule"]]["active_layers_hist"][3:]
+        row["expected_step_ms"] = 2.0 + sum(active) / len(active)
     wanted = []
     for name in made["traces"]:
         for k, ms in times_by_blocks(made, name).items():
@@ -128,6 +131,15 @@ def test_other_kernels_have_no_expected_time(opened):
     page = opened(made)
     assert not any("expected" in text for text in said(page, "step-times"))
     assert "should take" not in page.inner_text("#step-times")
+
+
+def test_steps_that_are_no_suffixes_have_no_expected_time_there(opened):
+    """They take more than a suffix of as many blocks, as the row's mean says."""
+    made = result(names=("full_update", "lisa"))
+    assert all("expected" in text for text in said(opened(made), "step-times"))
+    made["results"][1]["expected_step_ms"] += 1.0
+    heard = said(opened(made), "step-times")
+    assert ["expected" in text for text in heard] == [True, False]
 
 
 @pytest.mark.parametrize("width", [390, 1280])
