@@ -39,6 +39,13 @@ def test_another_set_of_as_many_blocks_shows_at_its_step(name):
     assert difference.what.startswith(f"blocks {ours} train, recorded {changes[-1][1][0]}")
 
 
+def test_the_order_of_recorded_blocks_says_nothing():
+    recording = copy.deepcopy(MADE["lisa"])
+    for _, blocks in recording["traces"]["lisa"]["active_blocks"]:
+        blocks.reverse()
+    assert replay(recording) == (STEPS, [], [])
+
+
 def test_blocks_that_ran_are_compared():
     recording = copy.deepcopy(MADE["grow"])
     assert recording["traces"]["grow"]["running_blocks"][0] == [0, [0, 1]]
