@@ -77,9 +77,9 @@ class Grow:
         "loss has stopped falling",
         ("clock", "loss"),
     )
-    window: int = number(20, "when=loss: steps over which the loss is averaged", ge=1)
+    window: int = number(50, "when=loss: steps over which the loss is averaged", ge=1)
     gain: float = number(
-        0.1,
+        0.05,
         "when=loss: a stage ends once the mean loss falls from one window to the next by no more "
         "than this share of its largest such fall in the stage",
         ge=0,

@@ -21,6 +21,7 @@ CASES = {
     "clock": {"until": (0.3, 0.6)},
     "loss": {"until": (0.5, 0.9), "when": "loss", "window": 1, "gain": 0.5},
     "loss, windows of 2": {"until": (0.7, 0.8), "when": "loss", "window": 2, "gain": 0.25},
+    "loss, in the middle of one": {"until": (0.1, 0.9), "when": "loss", "window": 2},
     "interleaved": {"copy": "interleave", "until": (0.4, 1.0), "when": "loss", "window": 1},
     "frozen after": {"until": (0.1, 0.4), "then": StaticSuffix(active=1)},
 }  # fmt: skip
@@ -209,7 +210,7 @@ def test_the_schedule_after_it_keeps_its_state_inside():
 def test_what_it_asks_for_is_also_what_the_schedule_after_it_asks_for():
     stable = DynamicSuffix(min_active=1, require_stable=True, stability_window=30)
     assert (Grow().history, Grow().needs_loss, Grow().metric) == (0, False, None)
-    assert (Grow(when="loss").history, Grow(when="loss").needs_loss) == (20, True)
+    assert (Grow(when="loss").history, Grow(when="loss").needs_loss) == (50, True)
     both = Grow(when="loss", then=stable)
     assert (both.history, both.needs_loss, both.metric) == (60, True, ("grad_ratio", 1e-8))
     assert (both.timed, both.anneals) == (False, False)
