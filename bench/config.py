@@ -179,12 +179,13 @@ SMALL: dict[str, Any] = {
     "dyn_min_active_layers": 3,
     "dyn_max_active_layers": 5,
     "dyn_final_full_frac": 0.1,
+    "cyclic_train_stem": True,  # which begins untrained
 }
 
 # What preset small changes for task finetune. Not the learning rate, since so short a pretraining
 # leaves much to learn: full_update ends 120 steps at 1.778 with 5e-4, 1.696 with 1e-3 and 1.660
 # with 2e-3.
-FINETUNE: dict[str, Any] = {"steps": 120}
+FINETUNE: dict[str, Any] = {"steps": 120, "cyclic_train_stem": False}
 
 _NEW = {"task", "random_like", "data", "schedules", "preset", "backend", "lr_decay", "interleave",
         "time_budget_ms", "accept_loss", "out", "json_out", "html", "n_heads", "pretrain_steps",

@@ -1,4 +1,4 @@
-"""autofreeze: blocks are frozen from below while the norm of their gradient changes little.
+"""blocks are frozen from below while the norm of their gradient changes little.
 
 AutoFreeze (Liu, Agarwal and Venkataraman, arXiv 2102.01386; code: github.com/YuhanLiu11/AutoFreeze)
 splits a fine-tuning into intervals. At the end of each, from the second on, the change of block i
@@ -66,14 +66,12 @@ class AutoFreeze(Measuring):
     """
 
     intervals: int = number(
-        10, "autofreeze: how many intervals the run has; each may freeze blocks at its end", ge=1
+        10, "how many intervals the run has; each may freeze blocks at its end", ge=1
     )
-    probes: int = number(
-        5, "autofreeze: steps of an interval on which the gradients are measured", ge=1
-    )
+    probes: int = number(5, "steps of an interval on which the gradients are measured", ge=1)
     percentile: float = number(
         50.0,
-        "autofreeze: percentile of the changes of all active blocks below which a block's change "
+        "percentile of the changes of all active blocks below which a block's change "
         "is little (0: nothing is ever frozen)",
         ge=0,
         le=100,

@@ -15,9 +15,11 @@ from blocksched.schedules.cyclic import Cyclic
 from blocksched.schedules.dynamic_suffix import DynamicSuffix
 from blocksched.schedules.freezeout import FreezeOut
 from blocksched.schedules.full_update import FullUpdate
+from blocksched.schedules.grades import GradES
 from blocksched.schedules.grow import Grow
 from blocksched.schedules.lisa import Lisa
 from blocksched.schedules.numbers import choice
+from blocksched.schedules.payoff import Payoff
 from blocksched.schedules.random_suffix import RandomSuffix
 from blocksched.schedules.row_suffix import RowSuffix
 from blocksched.schedules.static_suffix import StaticSuffix
@@ -32,7 +34,9 @@ SCHEDULES: dict[str, tuple[type, str]] = {
     "cyclic": (Cyclic, "cyclic"),
     "freezeout": (FreezeOut, "freezeout"),
     "autofreeze": (AutoFreeze, "autofreeze"),
+    "grades": (GradES, "grades"),
     "grow": (Grow, "grow"),
+    "payoff": (Payoff, "payoff"),
     "row_suffix": (RowSuffix, "row"),
 }
 NAMES = tuple(SCHEDULES)
@@ -77,10 +81,11 @@ class Flag(NamedTuple):
 
 
 def flags_of(name: str) -> list[Flag]:
-    """The flags of the schedule `name`."""
+    """The flags of the schedule `name`. Its seed is none of them: that of the run is."""
     schedule, _ = SCHEDULES[name]
     hints = get_type_hints(schedule)
-    return [_flag(name, field, hints[field.name]) for field in dataclasses.fields(schedule)]
+    fields = [field for field in dataclasses.fields(schedule) if field.name != "seed"]
+    return [_flag(name, field, hints[field.name]) for field in fields]
 
 
 def _flag(name: str, field: dataclasses.Field[Any], kind: Any) -> Flag:
@@ -133,7 +138,9 @@ def from_flags(name: str, config: Mapping[str, Any]) -> tuple[Schedule[Any], lis
         numbers[flag.field] = config.get(flag.key, absent)
     schedule, _ = SCHEDULES[base]
     for field in dataclasses.fields(schedule):
-        if isinstance(field.default, tuple):
+        if field.name == "seed":
+            numbers["seed"] = config.get("seed", field.default)
+        elif isinstance(field.default, tuple):
             numbers[field.name] = _list(_key(base, field.name), numbers[field.name])
     if base == "static_suffix":
         limits = "static_active_layers", numbers["active"], 1, config["n_layers"]

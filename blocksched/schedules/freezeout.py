@@ -1,4 +1,4 @@
-"""freezeout: each block is annealed to a learning rate of zero, the lowest first, and then frozen.
+"""each block is annealed to a learning rate of zero, the lowest first, and then frozen.
 
 FreezeOut (Brock, Lim, Ritchie and Weston, arXiv 1706.04983; code: github.com/ajbrock/FreezeOut).
 Block i trains up to the share t_i of the run, with the learning rate
@@ -27,19 +27,17 @@ class FreezeOut(Memoryless):
 
     t0: float = number(
         0.8,
-        "freezeout: share of the run after which block 0 is frozen (cubic: its cube root)",
+        "share of the run after which block 0 is frozen (cubic: its cube root)",
         ge=0.01,
         le=1,
     )
     spacing: str = choice(
         "cubic",
-        "freezeout: the blocks are frozen evenly from t0 to the end of the run, or at the cubes of "
+        "the blocks are frozen evenly from t0 to the end of the run, or at the cubes of "
         "those shares",
         ("linear", "cubic"),
     )
-    scale_rates: bool = text(
-        True, "freezeout: divide a block's learning rate by its share of the run"
-    )
+    scale_rates: bool = text(True, "divide a block's learning rate by its share of the run")
 
     def __post_init__(self) -> None:
         check_numbers(self)

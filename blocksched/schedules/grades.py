@@ -1,4 +1,4 @@
-"""grades: a block stops when its gradient hardly changes.
+"""a block stops when its gradient hardly changes.
 
 GradES (Wen, Zeng, Zhou, Liu, Hosseinzadeh, Su and Rawassizadeh, arXiv 2509.01842; code: PyPI
 `grades`) watches each weight matrix. After a grace period, the share alpha of the run, a matrix
@@ -79,15 +79,15 @@ class GradES(Measuring):
 
     tau: float = number(
         0.75,
-        "grades: a block stops when its gradient's change is below this x the mean change of all "
+        "a block stops when its gradient's change is below this x the mean change of all "
         "blocks in the grace period",
         gt=0,
     )
     alpha: float = number(
-        0.3, "grades: grace period, as a share of the run, in which no block stops", ge=0, lt=1
+        0.3, "grace period, as a share of the run, in which no block stops", ge=0, lt=1
     )
     probes: int = number(
-        50, "grades: steps of the run, evenly spread, on which the gradients are measured", ge=2
+        50, "steps of the run, evenly spread, on which the gradients are measured", ge=2
     )
 
     def __post_init__(self) -> None:

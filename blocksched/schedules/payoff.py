@@ -84,29 +84,27 @@ class Payoff(Measuring):
 
     relevance_metric: Metric = choice(
         "grad_ratio",
-        "payoff: relevance of a block, |g| / |p|, sum |g p| or |g|",
+        "relevance of a block, |g| / |p|, sum |g p| or |g|",
         ("grad_ratio", "saliency_abs_gp", "grad_norm"),
     )
     returns: float = number(
         0.4,
-        "payoff: power with which what the active blocks are worth, added up, buys progress (1: "
+        "power with which what the active blocks are worth, added up, buys progress (1: "
         "each adds its own; lower: the more train, the less each adds)",
         gt=0,
         le=1,
     )
     outside: float = number(
         0.5,
-        "payoff: what stem, head, loss and update take, in full steps of one block (GPT-2 small, "
+        "what stem, head, loss and update take, in full steps of one block (GPT-2 small, "
         "with 50257 tokens: 5)",
         ge=0,
     )
-    overhead: float = number(
-        0.05, "payoff: the most that probes may add to the time of training", gt=0
-    )
+    overhead: float = number(0.05, "the most that probes may add to the time of training", gt=0)
     freeze_start_frac: float = number(
-        0.05, "payoff: fraction of the run after which blocks may be left out", ge=0, le=1
+        0.05, "fraction of the run after which blocks may be left out", ge=0, le=1
     )
-    ema_decay: float = number(0.7, "payoff: decay of the smoothed relevance", ge=0, lt=1)
+    ema_decay: float = number(0.7, "decay of the smoothed relevance", ge=0, lt=1)
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -23,10 +23,8 @@ class RowSuffix(Memoryless):
     first dimension. Raises ValueError where a block cannot be run on some rows alone.
     """
 
-    active: int = number(4, "row_suffix: how many of the top blocks train on every row", ge=1)
-    rows: float = number(
-        0.25, "row_suffix: share of the rows that the other blocks train on", gt=0, le=1
-    )
+    active: int = number(4, "how many of the top blocks train on every row", ge=1)
+    rows: float = number(0.25, "share of the rows that the other blocks train on", gt=0, le=1)
 
     def __post_init__(self) -> None:
         check_numbers(self)

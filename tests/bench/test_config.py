@@ -69,10 +69,44 @@ OURS = {
     "checkpoint-every": 200,
     "allow-previous": False,
     "max-skipped": 20,
+    "random-like": "",
     "preflight": False,
     "n-heads": 0,
     "pretrain-steps": 1000,
     "pretrain-lr": 3e-4,
+}
+OF_SCHEDULES = {
+    "random-counts": "",
+    "lisa-active": 2,
+    "lisa-interval": 10,
+    "cyclic-interval": 0,
+    "cyclic-cycles": 3,
+    "cyclic-order": "random",
+    "cyclic-train-stem": False,
+    "freezeout-t0": 0.8,
+    "freezeout-spacing": "cubic",
+    "freezeout-scale-rates": True,
+    "autofreeze-intervals": 10,
+    "autofreeze-probes": 5,
+    "autofreeze-percentile": 50.0,
+    "grades-tau": 0.75,
+    "grades-alpha": 0.3,
+    "grades-probes": 50,
+    "grow-blocks": "",
+    "grow-until": "",
+    "grow-when": "clock",
+    "grow-window": 50,
+    "grow-gain": 0.05,
+    "grow-copy": "stack",
+    "grow-then": "full_update",
+    "payoff-relevance-metric": "grad_ratio",
+    "payoff-returns": 0.4,
+    "payoff-outside": 0.5,
+    "payoff-overhead": 0.05,
+    "payoff-freeze-start-frac": 0.05,
+    "payoff-ema-decay": 0.7,
+    "row-active": 4,
+    "row-rows": 0.25,
 }
 COMMAND = (  # the experiment's own style, every flag of it
     "--device cpu --dtype bfloat16 --seed 7 --dmodel 1024 --n-layers 18 --hidden-mult 4"
@@ -98,7 +132,7 @@ def given(line: str) -> dict:
 
 def test_the_flags_are_frozen():
     defaults = {field.name.replace("_", "-"): field.default for field in dataclasses.fields(Config)}
-    assert defaults == EXPERIMENT | OURS
+    assert defaults == EXPERIMENT | OURS | OF_SCHEDULES
     options = {o for action in parser()._actions for o in action.option_strings}
     assert options >= {f"--{name}" for name in defaults}
 

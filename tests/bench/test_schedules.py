@@ -15,6 +15,8 @@ SHORT = {
     "lisa": "--lisa-interval 3",
     "cyclic": "--cyclic-interval 3",
     "grow": "--grow-blocks 1,2 --grow-until 0.3,0.6",
+    "autofreeze": "--autofreeze-intervals 4 --autofreeze-probes 1",
+    "grades": "--grades-alpha 0.3 --grades-tau 2",
     "row_suffix": "--row-active 2 --row-rows 0.5",
 }
 # Moved by measured times, which no second run repeats.

@@ -14,8 +14,10 @@ from blocksched.schedules import (
     DynamicSuffix,
     FreezeOut,
     FullUpdate,
+    GradES,
     Grow,
     Lisa,
+    Payoff,
     Progress,
     RandomSuffix,
     Reading,
@@ -104,7 +106,12 @@ def every_kind(n):
             AutoFreeze, intervals=st.integers(1, 6), probes=st.integers(1, 3),
             percentile=st.floats(0, 100),
         ),
+        GradES: st.builds(GradES, alpha=st.floats(0, 0.99), tau=st.floats(0.01, 3)),
         Grow: growing(n),
+        Payoff: st.builds(
+            Payoff, returns=st.floats(0.1, 1), outside=st.floats(0, 5), overhead=st.floats(0.01, 1),
+            freeze_start_frac=FRACTION, ema_decay=st.floats(0, 0.99),
+        ),
         RowSuffix: st.builds(RowSuffix, active=active, rows=st.floats(0.01, 1)),
     }  # fmt: skip
 
@@ -188,7 +195,8 @@ def test_dynamic_suffix(run):
 
 ALL = (
     *(FullUpdate(), StaticSuffix(active=2), DynamicSuffix(min_active=1), Lisa(), Cyclic()),
-    *(RandomSuffix(counts=(1, 0, 2)), FreezeOut(), AutoFreeze(), Grow(), RowSuffix(active=1)),
+    *(RandomSuffix(counts=(1, 0, 2)), FreezeOut(), AutoFreeze(), GradES(), Grow()),
+    *(Payoff(), RowSuffix(active=1)),
 )
 
 
