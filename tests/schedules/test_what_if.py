@@ -66,6 +66,15 @@ def test_a_schedule_does_on_its_own_run_what_it_did(name):
     assert sum(outcome.shares) == pytest.approx(sum(outcome.active) / STEPS)
 
 
+def test_a_clock_goes_by_the_recorded_times():
+    """400 ms for 40 steps of 10 ms: at the same steps as without a clock."""
+    recording = on_disk({"autofreeze": record("autofreeze")})
+    recording["config"] |= {"equal_time_budget": True, "time_budget_ms": 400.0}
+    _, (outcome,) = what_if(recording, ["autofreeze"], {})
+    assert list(outcome.active) == recording["traces"]["autofreeze"]["active_layers_hist"]
+    assert min(outcome.active) < N
+
+
 def test_shares_and_cost_of_a_run():
     _, (full, static, rows) = what_if(MADE, ["full_update", "static_suffix#2", "row_suffix"], {})
     assert (full.shares, full.cost) == ((1.0,) * N, 1.0)
@@ -98,6 +107,8 @@ def test_random_suffix_has_the_sizes_of_the_run():
 )
 def test_which_run_it_is(names, chosen):
     traces = {name: MADE["traces"][name.partition("#")[0]] for name in names}
+    if "dynamic_suffix#2" in traces:
+        traces["dynamic_suffix#2"] = traces["dynamic_suffix#2"] | {"readings": []}
     assert what_if({"config": CONFIG, "traces": traces}, ["full_update"], {})[0] == chosen
 
 
