@@ -1,8 +1,8 @@
 """grow: only some blocks run at first; the stack grows by copying trained blocks into new ones.
 
 Depthwise stacking, G_stack of arXiv 2405.15319: a shallow model is trained first, and copies of its
-blocks, with their optimizer state, begin the deeper one. Forward, backward and update of the blocks
-that do not run yet are saved.
+blocks begin the deeper one. Forward, backward and update of the blocks that do not run yet are
+saved.
 """
 
 import dataclasses
@@ -60,7 +60,8 @@ class Grow:
 
     Blocks that run all train, with stem and head. `then` sees the progress of the whole run.
 
-    arXiv 2405.15319 grows once, by a factor of 4, by stacking; several stages are ours.
+    arXiv 2405.15319 stacks once and recommends a factor of 4: blocks=(n // 4,). Several stages, an
+    end by the loss, and optimizer state that is copied with its block are choices of this library.
     """
 
     blocks: tuple[int, ...] = text(
