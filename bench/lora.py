@@ -22,7 +22,9 @@ class Lora(FullUpdate):
 
     rank: int = number(8, "lora: rank of the adapters in each linear layer of the blocks", ge=1)
     alpha: float = number(16.0, "lora: the adapters' part is scaled by alpha / rank", gt=0)
-    lr: float = number(2e-3, "lora: learning rate of AdamW, in place of --lr", gt=0)
+    # Preset small, task finetune, rank 8, after 120 steps: 1.801 with 2.5, 1.759 with 5 and
+    # 1.877 with 10; full_update ends at 1.660.
+    lr_factor: float = number(5.0, "lora: its learning rate is so many times --lr", gt=0)
 
     def __post_init__(self) -> None:
         check_numbers(self)

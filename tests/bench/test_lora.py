@@ -135,7 +135,7 @@ def test_without_peft_the_remedy_is_said(monkeypatch):
         LORA.init(N)
 
 
-@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"lr": -1.0}, {"rank": 1.5}])
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"lr_factor": -1.0}, {"rank": 1.5}])
 def test_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Lora(**wrong)
@@ -143,5 +143,5 @@ def test_refused(wrong):
 
 def test_its_notes_say_what_runs_in_eager_torch():
     assert str(LORA) == (
-        f"Lora(rank=4, alpha=8.0, lr={LORA.lr}); its MLPs run in eager torch, around the adapters"
+        "Lora(rank=4, alpha=8.0, lr_factor=5.0); its MLPs run in eager torch, around the adapters"
     )
