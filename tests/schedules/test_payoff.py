@@ -94,9 +94,9 @@ def test_unlike_blocks_miss_the_best_by_little(returns):
     assert sum(share > 1 - 1e-12 for share in shares) > 180
 
 
-def test_no_relevance_at_all_trains_everything():
-    state = observed(Payoff(freeze_start_frac=0.0), 5, (0.0,) * 5)
-    assert state.active == (0, 1, 2, 3, 4)
+def test_no_relevance_at_all_changes_nothing():
+    state = observed(Payoff(), 5, (0.0,) * 5)
+    assert state.active == Payoff().init(5).active == (3, 4)
 
 
 def test_times_that_a_clock_did_not_tell_are_left_out():

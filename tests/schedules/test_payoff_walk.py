@@ -82,6 +82,12 @@ def all_payoffs(s, n, story):
     return {a: sum(gains[i] for i in a) / ms(s, a, *parts) ** power for a in sets}
 
 
+def first(s, n):
+    """Before a reading all blocks are worth the same; of sets that pay alike the largest."""
+    payoffs = all_payoffs(s, n, Story(relevance=((1.0,) * n,)))
+    return max(payoffs, key=lambda a: (payoffs[a], len(a)))
+
+
 def oracle_after(s, n, t, story, freezing, relevance, times):
     if NAN in relevance:
         return story._replace(due=t + 1, bad=story.bad + 1)
@@ -90,7 +96,7 @@ def oracle_after(s, n, t, story, freezing, relevance, times):
     best, second = sorted(payoffs.values(), reverse=True)[:2] if n > 1 else (*payoffs.values(), 0)
     assert best > second, "the case must not hang on a tie"
     active = max(payoffs, key=payoffs.__getitem__)
-    before = story.active or tuple(range(n))
+    before = story.active or first(s, n)
     if payoffs[before] * Fraction(1.02) ** int(1 / s.returns) >= best:
         active = before
     parts = times_of(n, story)
@@ -107,15 +113,18 @@ def walk(s, n, steps, t, state, story):
     if t == steps:
         return 0, set()
     progress = Progress(t, steps)
-    freezing = bool(story.relevance) and Fraction(t, steps) >= Fraction(s.freeze_start_frac)
+    freezing = Fraction(t, steps) >= Fraction(s.freeze_start_frac)
     probe = not freezing or t >= story.due
-    active = tuple(range(n)) if probe else story.active
+    chosen = story.active or first(s, n)
+    active = tuple(range(n)) if probe else chosen
     plan = s.plan(state, progress)
     assert (plan.active, plan.probe) == (active, probe), (t, story)
+    rates = tuple(1.0 if i in (*chosen, n) else 0.0 for i in range(n + 1))
+    assert plan.rates == (rates if probe and freezing else ())
     assert (plan.freezing, plan.phase) == (freezing, "payoff" if freezing else "full")
     assert s.wants(state, progress) == ({"relevance"} if probe else set())
-    assert (state.not_finite, state.active) == (story.bad, story.active or tuple(range(n)))
-    count, met = 1, {active}
+    assert (state.not_finite, state.active) == (story.bad, chosen)
+    count, met = 1, {active, chosen}
     readings = [(None, (None, None))]
     if probe:
         both = UNLIKE if s.returns == 1 else READINGS
