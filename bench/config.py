@@ -204,7 +204,13 @@ def parser() -> argparse.ArgumentParser:
         + "; with task finetune "
         + ", ".join(f"{option(name)} {value}" for name, value in FINETUNE.items()),
     )
-    made.add_argument("--replay", nargs="+", metavar="FILE", help="replay recorded runs instead")
+    made.add_argument(
+        "--replay",
+        nargs="+",
+        metavar="FILE",
+        help="compare recorded runs with what their schedules decide now; with --schedules: what "
+        "these would have done on them",
+    )
     hints = get_type_hints(Config)
     groups = {}
     for name in NAMES:

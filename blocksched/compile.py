@@ -18,7 +18,8 @@ COMPILED = (
 def compile_blocks(
     model: nn.Module, blocks: str | Sequence[nn.Module] | None = None, **options: Any
 ) -> None:
-    """Compile the forward of each block, in place, before or after BlockScheduler is built.
+    """Compile the forward of each block, in place, before or after BlockScheduler is built
+    (before, with RowSuffix).
 
     Blocks that differ in nothing but their weights share their graphs, three for any boundary: in
     the prefix, as the first active block (no gradient of the input), and above it; and a fourth

@@ -23,7 +23,7 @@ _PLAIN = bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 class Rows:
     """Runs the rest of the rows through the lowest blocks without a graph."""
 
-    def __init__(self, _model: nn.Module, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks) -> None:
         self._blocks = blocks
         self._draw = _Draw()
         self._parted: list[_Parted] = []

@@ -108,7 +108,7 @@ class BlockScheduler:
         self._mechanism = Mechanism(self.blocks, sharded)
         self._updates.watch(self._mechanism.check)
         self._skips = Skips(self.blocks)
-        self._rows = Rows(model, self.blocks)
+        self._rows = Rows(self.blocks)
         self._rates = Rates(self.blocks, self._updates.optimizers)
         device = next(p.device for p in model.parameters())
         self._times = BlockTimes(self.blocks, device) if schedule.timed else None
@@ -131,7 +131,11 @@ class BlockScheduler:
         together = self.ranks is not None and time_budget_s is not None
         self._agreed_ms = 0.0 if together else None  # their clock, None where each has its own
         self._replicated = not any(map(sharding.is_dtensor, model.parameters()))
-        self._plan = self._decide(None)
+        try:
+            self._plan = self._decide(None)
+        except Exception:
+            self.close()  # the model is free for a scheduler that fits it
+            raise
 
     @property
     def plan(self) -> Plan:
@@ -300,7 +304,7 @@ class BlockScheduler:
     def _decide(self, last: Plan | None) -> Plan:
         """Plan the step after `last` and apply the plan, reading losses only if it needs them."""
         progress = self.progress
-        if "losses" in self.schedule.wants(self.state, progress):
+        if last is not None and "losses" in self.schedule.wants(self.state, progress):
             self._observe_pending()
         plan = self.schedule.plan(self.state, progress)
         if last is not None and last.running is not None:
@@ -373,8 +377,8 @@ class BlockScheduler:
         if loss is None:
             if self.schedule.needs_loss:
                 raise ValueError(
-                    f"{type(self.schedule).__name__} decides by the loss here (require_stable or "
-                    "adapt_budget): call scheduler.step(loss)"
+                    f"{type(self.schedule).__name__} decides by the loss here: "
+                    "call scheduler.step(loss)"
                 )
             return None
         if not isinstance(loss, Tensor):

@@ -21,12 +21,12 @@ class Metrics:
     - blocksched/step_ms: mean time of a step in milliseconds, by the scheduler's clock: without
       what runs in off_clock(), on a CUDA device what the device has done, and under a time budget
       that of the slowest rank;
-    - blocksched/expected_step_ms: what that should have been, (n + 2 k) / (3 n) of a full step's
-      time where the top k of n blocks train: forward is taken to cost as much as the gradients of
-      activations and as much as those of weights. Head, stem, optimizer and PrefixCache are not
-      in this rule. A full step's time is the mean in this process so far, over full steps that
-      follow a full step, without the first 5 steps; before there is one (with StaticSuffix: ever,
-      after a resume: until the recovery) there is no expected time;
+    - blocksched/expected_step_ms: what that should have been, `Plan.cost` of a full step's time,
+      (n + 2 k) / (3 n) where the top k of n blocks train: forward is taken to cost as much as the
+      gradients of activations and as much as those of weights. Head, stem, optimizer and
+      PrefixCache are not in this rule. A full step's time is the mean in this process so far, over
+      full steps that follow a full step, without the first 5 steps; before there is one (with
+      StaticSuffix: ever, after a resume: until the recovery) there is no expected time;
     - blocksched/loss: the last step's alone, if given; of several ranks, the first one's;
     - blocksched/skipped: updates that `scheduler.finite` has had left out so far, if any.
 
@@ -152,9 +152,9 @@ class _Times:
         self._elapsed_ms = now
         self._taken += 1
         self._ms += ms
-        self._share += (2 * self._n - min(plan.active) + len(plan.active)) / (3 * self._n)
+        self._share += plan.cost(self._n)
         self._steps += 1
-        full = len(plan.active) == self._n
+        full = plan.cost(self._n) == 1.0
         # A CUDA device lags behind, so that a lone full step gets the time of others.
         if full and self._was_full and self._taken > _WARM_UP:
             self._full_ms += ms

@@ -59,6 +59,15 @@ class Plan:
         """The first block that backward reaches; 0 where it goes on into the stem."""
         return 0 if self.stem_trains else self.active[0]
 
+    def cost(self, n_blocks: int) -> float:
+        """What the step costs of a full one, by a rule of thumb: a block's forward, the gradient of
+        its input and that of its weights cost alike. (n + 2 k) / (3 n) where the top k train."""
+        active, parts = set(self.active), 0.0
+        for block in range(n_blocks) if self.running is None else self.running:
+            rows = self.rows if block < self.lower else 1.0
+            parts += 1.0 + rows * ((block >= self.boundary) + (block in active))
+        return parts / (3 * n_blocks)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:

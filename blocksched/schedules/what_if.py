@@ -96,19 +96,9 @@ def _outcome(name: str, config: Mapping[str, Any], recording: Recording, run: Ru
         active=tuple(len(plan.active) for plan in plans),
         probes=sum(plan.probe for plan in plans),
         shares=tuple(trained[block] / len(plans) for block in range(n)),
-        cost=sum(steps * cost(kind, n) for kind, steps in kinds.items()) / len(plans),
+        cost=sum(steps * kind.cost(n) for kind, steps in kinds.items()) / len(plans),
         notes=(*notes, *_notes(schedule, run, blind)),
     )
-
-
-def cost(plan: Plan, n_blocks: int) -> float:
-    """What a step costs of a full one's 3 n: a block's forward is 1, the gradient of its input 1,
-    that of its weights 1."""
-    active, parts = set(plan.active), 0.0
-    for block in range(n_blocks) if plan.running is None else plan.running:
-        rows = plan.rows if block < plan.lower else 1.0
-        parts += 1.0 + rows * ((block >= plan.boundary) + (block in active))
-    return parts / (3 * n_blocks)
 
 
 def _measured(latest: Reading, loss: float, plan: Plan, schedule: Schedule[Any]) -> Reading:

@@ -22,7 +22,7 @@ B = 6  # rows of TinyModel's batch
 
 
 def wrap(model, lower, share, step=0):
-    rows = Rows(model, find_blocks(model))
+    rows = Rows(find_blocks(model))
     rows.apply(lower, share, step)
     return rows
 

@@ -16,7 +16,7 @@ from tests.conftest import TinyModel
 
 
 def wrap(model, lower=3, share=0.5):
-    rows = Rows(model, find_blocks(model))
+    rows = Rows(find_blocks(model))
     rows.apply(lower, share, 0)
     return rows
 

@@ -121,3 +121,12 @@ def test_close_leaves_the_plain_model(name):
     hooks = training.optimizer
     assert not hooks._optimizer_step_pre_hooks
     assert not hooks._optimizer_step_post_hooks
+
+
+def test_a_schedule_that_does_not_fit_leaves_the_model_free():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Sequential(*[nn.BatchNorm1d(6) for _ in range(3)]))
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match="normalises over the rows"):
+        bs.BlockScheduler(model, optimizer, bs.RowSuffix(active=1), total_steps=3, blocks="1")
+    bs.BlockScheduler(model, optimizer, bs.StaticSuffix(active=1), total_steps=3, blocks="1")

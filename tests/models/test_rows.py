@@ -41,7 +41,7 @@ def halves(case, model):
     for draw in draws:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(blocksched.rows._Draw, "__call__", lambda *_, draw=draw: draw)
-            rows = Rows(model, find_blocks(model, case.argument))
+            rows = Rows(find_blocks(model, case.argument))
             rows.apply(2, 0.5, 0)
             yield gradients(case, model)
             rows.close()
@@ -79,7 +79,7 @@ def test_both_rows_average_to_the_batch(case):
 
 def test_a_cache_of_keys_and_values_is_refused(cases):
     model = cases["gpt2"].make()
-    Rows(model, find_blocks(model)).apply(2, 0.5, 0)
+    Rows(find_blocks(model)).apply(2, 0.5, 0)
     with pytest.raises(ValueError, match=r"is given a DynamicCache.*pass use_cache=False"):
         cases["gpt2"].loss_at(model, 0)
 

@@ -11,7 +11,7 @@ import blocksched.schedules.what_if
 from blocksched.schedules import Measuring, Plan
 from blocksched.schedules.base import Depth, from_plain
 from blocksched.schedules.flags import NAMES
-from blocksched.schedules.what_if import cost, spread, what_if
+from blocksched.schedules.what_if import spread, what_if
 from tests.schedules.recordings import CONFIG, STEPS, N, on_disk, record
 
 MADE = on_disk({name: record(name) for name in NAMES})
@@ -37,7 +37,7 @@ def test_the_cost_of_every_active_set():
             active = tuple(b for b in range(n) if bits[b])
             for stem in (None, True) if active else ():
                 plan = Plan(active, stem=stem)
-                assert cost(plan, n) == pytest.approx(oracle(plan, n))
+                assert plan.cost(n) == pytest.approx(oracle(plan, n))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_cost_of_every_active_set():
     ],
 )
 def test_the_cost_of_a_step_of_8_blocks(plan, thirds):
-    assert cost(plan, 8) == pytest.approx(thirds / 24)
+    assert plan.cost(8) == pytest.approx(thirds / 24)
 
 
 @pytest.mark.parametrize("name", NAMES)
