@@ -90,8 +90,9 @@ class Payoff(Measuring):
     """
 
     relevance_metric: Metric = choice(
-        "grad_ratio",
-        "relevance of a block, |g| / |p|, sum |g p| or |g|",
+        "grad_norm",
+        "relevance of a block: grad_ratio = |g| / |p|, saliency_abs_gp = sum |g p|, "
+        "grad_norm = |g|",
         ("grad_ratio", "saliency_abs_gp", "grad_norm"),
     )
     returns: float = number(
@@ -109,7 +110,10 @@ class Payoff(Measuring):
     )
     overhead: float = number(0.05, "the most that probes may add to the time of training", gt=0)
     freeze_start_frac: float = number(
-        0.05, "fraction of the run after which blocks may be left out", ge=0, le=1
+        0.05,
+        "fraction of the run after which blocks may be left out (0 suits fine-tuning)",
+        ge=0,
+        le=1,
     )
     ema_decay: float = number(0.7, "decay of the smoothed relevance", ge=0, lt=1)
 

@@ -99,7 +99,7 @@ OF_SCHEDULES = {
     "grow-gain": 0.05,
     "grow-copy": "stack",
     "grow-then": "full_update",
-    "payoff-relevance-metric": "grad_ratio",
+    "payoff-relevance-metric": "grad_norm",
     "payoff-returns": 0.4,
     "payoff-outside": 0.5,
     "payoff-overhead": 0.05,
