@@ -63,9 +63,8 @@ class BlockTimes:
 
     def close(self) -> None:
         """Leave the model alone."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        while self._handles:
+            self._handles.pop().remove()
         self._hooks.clear()
 
     def _now(self) -> _Stamp:
