@@ -84,8 +84,8 @@ class Payoff(Measuring):
     follow but its weights stay.
 
     Until freezing starts every step is a full update and a probe. At 5 % of the run that helped
-    from scratch and harmed in fine-tuning (bench, preset small, one seed, equal computed cost: 1.846
-    against 1.906 for the top 4 blocks throughout, and 1.625 against 1.583).
+    from scratch and harmed in fine-tuning (bench, preset small, one seed, equal computed cost:
+    1.846 against 1.906 for the top 4 blocks throughout, and 1.625 against 1.583).
 
     The interval between probes doubles while they choose the same set, and falls back when they
     choose another: a block that was left out returns after 8 times the shortest interval, at the
