@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
+from bench.lora import Lora
 from blocksched.schedules.flags import NAMES, base_name, flags_of, option
 from blocksched.schedules.numbers import check_numbers, choice, number, text
 
@@ -19,10 +20,11 @@ class UserError(Exception):
     """Bad input: one line with the rule, the value and the remedy; exit status 2."""
 
 
-# One field a flag of a schedule, from the schedule's own dataclass.
+# The flags of each schedule, from its own dataclass.
+_BY_SCHEDULE = {name: flags_of(name, Lora if name == "lora" else None) for name in NAMES}
 _OfSchedules = dataclasses.make_dataclass(
     "_OfSchedules",
-    [(flag.key, flag.kind, flag.declared) for name in NAMES for flag in flags_of(name)],
+    [(flag.key, flag.kind, flag.declared) for flags in _BY_SCHEDULE.values() for flag in flags],
     frozen=True,
     kw_only=True,
 )
@@ -213,8 +215,7 @@ def parser() -> argparse.ArgumentParser:
     )
     hints = get_type_hints(Config)
     groups = {}
-    for name in NAMES:
-        flags = flags_of(name)
+    for name, flags in _BY_SCHEDULE.items():
         group = made.add_argument_group(name) if flags else made
         groups |= {flag.key: group for flag in flags}
     for field in dataclasses.fields(Config):

@@ -20,11 +20,11 @@ class Lora(FullUpdate):
     The paper adapts attention alone, and starts from a model that can do most of the task already.
     """
 
-    rank: int = number(8, "lora: rank of the adapters in each linear layer of the blocks", ge=1)
-    alpha: float = number(16.0, "lora: the adapters' part is scaled by alpha / rank", gt=0)
+    rank: int = number(8, "rank of the adapters in each linear layer of the blocks", ge=1)
+    alpha: float = number(16.0, "the adapters' part is scaled by alpha / rank", gt=0)
     # Preset small, task finetune, rank 8, after 120 steps: 1.801 with 2.5, 1.759 with 5 and
     # 1.877 with 10; full_update ends at 1.660.
-    lr_factor: float = number(5.0, "lora: its learning rate is so many times --lr", gt=0)
+    lr_factor: float = number(5.0, "its learning rate is so many times --lr", gt=0)
 
     def __post_init__(self) -> None:
         check_numbers(self)

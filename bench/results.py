@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import FUSED, Config, UserError
+from bench.costs import Shape
 from bench.expected import Expected
+from bench.lora import Lora
 from bench.provenance import command, processes, system
 from bench.tasks.parts import Task
 from bench.train import Arm
@@ -217,16 +219,17 @@ def _against_expected(
 ) -> tuple[float | None, float | None]:
     """Mean expected step time over the steps counted, and measured over expected.
 
-    Medians by number of active blocks, weighted by how often each occurred.
+    Medians by what the steps did, weighted by how often that was. Of models with adapters nothing
+    is expected.
     """
-    if expected is None or expected.fused != arm.fused:
+    if expected is None or expected.fused != arm.fused or isinstance(arm.schedule, Lora):
         return None, None
-    by_active: dict[int, list[float]] = {}
+    alike: dict[Shape, list[float]] = {}
     for step in arm.steps[config.warmup_ignore_steps :] or arm.steps:
-        by_active.setdefault(step.active, []).append(step.ms)
-    count = sum(map(len, by_active.values()))
-    wanted = sum(len(ms) * expected.step_ms(k) for k, ms in by_active.items())
-    measured = sum(len(ms) * statistics.median(ms) for ms in by_active.values())
+        alike.setdefault(Shape(*step.shape), []).append(step.ms)
+    count = sum(map(len, alike.values()))
+    wanted = sum(len(ms) * expected.shape_ms(shape) for shape, ms in alike.items())
+    measured = sum(len(ms) * statistics.median(ms) for ms in alike.values())
     return wanted / count, measured / wanted
 
 

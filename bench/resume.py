@@ -24,7 +24,7 @@ from bench.train import Arm
 from blocksched.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from blocksched.schedules.flags import option
 
-_LAYOUT = 3  # of what a checkpoint keeps of a schedule; None before it was noted
+_LAYOUT = 4  # of what a checkpoint keeps of a schedule; None before it was noted
 _DAMAGED = "give another folder to --resume, or delete this one to start again"
 
 

@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bench.config import Config, UserError, from_experiment, parser, resolve, resolve_device
+from bench.lora import Lora
 from bench.pages.evidence import load
 from bench.processes import Processes, Share, only_rank_0_speaks
 from bench.replays import replay_files
@@ -32,7 +33,7 @@ from bench.verdict import faults, verdict
 from blocksched.extension import why_not
 from blocksched.ops import backend_of
 from blocksched.schedules import Schedule
-from blocksched.schedules.flags import from_flags, option
+from blocksched.schedules.flags import base_name, flags_of, from_flags, option
 
 TASKS = {"text": TextTask, "finetune": FinetuneTask, "teacher": TeacherTask}
 _COMPILED = (
@@ -116,6 +117,9 @@ def _schedules(config: Config, arms: dict[str, bool]) -> dict[str, tuple[Schedul
     for name, fused in arms.items():
         try:
             schedule, warnings = from_flags(name, dataclasses.asdict(config))
+            if base_name(name) == "lora":
+                numbers = {flag.field: getattr(config, flag.key) for flag in flags_of("lora", Lora)}
+                schedule = Lora(**numbers)
             schedule.init(config.n_layers)
             made[name] = schedule, fused
         except ValueError as error:

@@ -10,6 +10,8 @@ from torch.distributed import ProcessGroup
 
 from bench import memory
 from bench.config import Config
+from bench.costs import Shape
+from bench.lora import Lora
 from bench.models import model_of, optimizer, parallel, weights_sha256
 from bench.phases import Phases
 from bench.tasks.parts import Task
@@ -32,6 +34,7 @@ class StepRecord(NamedTuple):
     probe: bool
     gradient_bytes: int = 0
     agreement_bytes: int = 0
+    shape: tuple[Any, ...] = ()  # of which a Shape is made; plain, as a checkpoint wants it
 
 
 class StepClock:
@@ -75,9 +78,10 @@ class Arm:
         self.asked_to_stop = False
         self.weights_sha256: str | None = None
         self._task, self._config = task, config
-        self.model = model_of(task, config, fused)
+        self.model = model_of(task, config, fused, schedule)
         self._parallel = parallel(self.model, schedule, group)
         self.optimizer = optimizer(self.model, config, fused)
+        self._lr = config.lr * (schedule.lr_factor if isinstance(schedule, Lora) else 1.0)
         self._clock = StepClock()
         self.scheduler = BlockScheduler(
             self.model,
@@ -204,7 +208,7 @@ class Arm:
         linear = self._config.lr_decay == "linear" and not self.schedule.anneals
         decay = 1.0 - self.fraction if linear else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self._config.lr * decay
+            group["lr"] = self._lr * decay
         sent = 0 if self._traffic is None else self._traffic.bytes
         loss = self._forward(inputs, targets)
         loss.backward()
@@ -221,7 +225,8 @@ class Arm:
         self.asked_to_stop = any(asking)
         plan, mean = self.scheduler.plan, statistics.fmean(losses)
         traffic = self._bytes_since(sent)
-        self._last = StepRecord(max(slowest), mean, len(plan.active), plan.probe, *traffic)
+        shape = tuple(Shape.of(plan, len(self.scheduler.blocks)))
+        self._last = StepRecord(max(slowest), mean, len(plan.active), plan.probe, *traffic, shape)
         self._last_parts = self.phases.read()
         self._clock.elapsed_ms += max(slowest)
         self.memory.end(self.active, lambda: self._task.forward(self.model, inputs))

@@ -38,6 +38,7 @@ SCHEDULES: dict[str, tuple[type, str]] = {
     "grow": (Grow, "grow"),
     "payoff": (Payoff, "payoff"),
     "row_suffix": (RowSuffix, "row"),
+    "lora": (FullUpdate, "lora"),  # in the benchmark alone: of a model with adapters
 }
 NAMES = tuple(SCHEDULES)
 
@@ -80,9 +81,12 @@ class Flag(NamedTuple):
     declared: Any
 
 
-def flags_of(name: str) -> list[Flag]:
-    """The flags of the schedule `name`. Its seed is none of them: that of the run is."""
-    schedule, _ = SCHEDULES[name]
+def flags_of(name: str, schedule: Any = None) -> list[Flag]:
+    """The flags of the schedule `name`, or of the class `schedule` that runs in its place.
+
+    Its seed is none of them: that of the run is.
+    """
+    schedule = schedule or SCHEDULES[name][0]
     hints = get_type_hints(schedule)
     fields = [field for field in dataclasses.fields(schedule) if field.name != "seed"]
     return [_flag(name, field, hints[field.name]) for field in fields]

@@ -107,6 +107,9 @@ OF_SCHEDULES = {
     "payoff-ema-decay": 0.7,
     "row-active": 4,
     "row-rows": 0.25,
+    "lora-rank": 8,
+    "lora-alpha": 16.0,
+    "lora-lr-factor": 5.0,
 }
 COMMAND = (  # the experiment's own style, every flag of it
     "--device cpu --dtype bfloat16 --seed 7 --dmodel 1024 --n-layers 18 --hidden-mult 4"

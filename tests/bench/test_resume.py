@@ -157,7 +157,7 @@ def test_checkpoints_of_an_older_layout_are_refused(go, tmp_path, monkeypatch, c
     write(kept / "run.json", run_json)
     capsys.readouterr()
     assert go("--resume", str(kept))[0] == 2
-    assert "is another run's: layout None there, 3 here" in capsys.readouterr().err
+    assert "is another run's: layout None there, 4 here" in capsys.readouterr().err
 
 
 def test_flags_that_change_no_step_may_differ(whole, go, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_it_trains_and_is_replayed(name, tiny, tmp_path, capsys):
     assert len(found.losses) == 16
     assert found.losses[-1] < found.losses[0]
     assert all(1 <= k <= 4 for k in found.active)
-    if name not in ("full_update", "row_suffix", "payoff", "dynamic_suffix"):
+    if name not in ("full_update", "row_suffix", "payoff", "dynamic_suffix", "lora"):
         assert min(found.active) < 4
     capsys.readouterr()
     assert main(["--replay", str(path)]) == 0
