@@ -187,7 +187,11 @@ SMALL: dict[str, Any] = {
 # What preset small changes for task finetune. Not the learning rate, since so short a pretraining
 # leaves much to learn: full_update ends 120 steps at 1.778 with 5e-4, 1.696 with 1e-3 and 1.660
 # with 2e-3.
-FINETUNE: dict[str, Any] = {"steps": 120, "cyclic_train_stem": False}
+FINETUNE: dict[str, Any] = {
+    "steps": 120,
+    "cyclic_train_stem": False,
+    "payoff_freeze_start_frac": 0.0,
+}
 
 _NEW = {"task", "random_like", "data", "schedules", "preset", "backend", "lr_decay", "interleave",
         "time_budget_ms", "accept_loss", "out", "json_out", "html", "n_heads", "pretrain_steps",
