@@ -170,7 +170,7 @@ SMALL: dict[str, Any] = {
     "interleave": True,
     "lr": 2e-3,
     "val_batches": 16,
-    "schedules": "full_update,full_update#2,static_suffix,dynamic_suffix",
+    "schedules": "full_update,full_update#2,static_suffix,dynamic_suffix,grow",
     "pretrain_steps": 600,
     "pretrain_lr": 2e-3,
     "static_active_layers": 4,
@@ -189,6 +189,7 @@ SMALL: dict[str, Any] = {
 # with 2e-3.
 FINETUNE: dict[str, Any] = {
     "steps": 120,
+    "schedules": "full_update,full_update#2,static_suffix,dynamic_suffix",
     "cyclic_train_stem": False,
     "payoff_freeze_start_frac": 0.0,
 }

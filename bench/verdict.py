@@ -47,7 +47,7 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
         + f"{abs(given_up):.2%} {'higher' if given_up > 0 else 'lower'}"
         + f" ({config['accept_loss']:.2%} higher is accepted)."
     )
-    lines += _noise(rows, given_up)
+    lines += _noise(rows, given_up) + _control(rows, dynamic)
     if config["equal_time_budget"]:
         lines += _time_to_quality(full, dynamic) + _best(rows, full)
     if name == FUSED:
@@ -131,6 +131,20 @@ def _noise(rows: Mapping[str, Any], given_up: float) -> list[str]:
     return [
         f"The same full_update run twice differs by {noise:.2%} in loss and "
         f"{abs(again['speedup_vs_full'] - 1.0):.1%} in step time{within}."
+    ]
+
+
+def _control(rows: Mapping[str, Any], dynamic: Mapping[str, Any]) -> list[str]:
+    """Whether relevance bought anything, or the sizes alone did."""
+    random = rows.get("random_suffix")
+    if random is None or not _known(random["final_val_loss"]):
+        return []
+    change = _relative(random["final_val_loss"], dynamic["final_val_loss"])
+    if change > 0:
+        return [f"Suffixes of such sizes in random order end {change:.2%} higher."]
+    return [
+        f"Suffixes of such sizes in random order end {-change:.2%} lower: what was measured "
+        "bought nothing here."
     ]
 
 

@@ -300,3 +300,18 @@ def test_they_are_compared_on_the_same_kernels():
         "Nothing beat full_update+fused after equal time (an indication: one seed).",
         "grow: a step 1.25x as fast as full_update+fused's, loss 5.56% higher.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "line"),
+    [
+        (2.02, "Suffixes of such sizes in random order end 1.00% higher."),
+        (1.98, "Suffixes of such sizes in random order end 1.00% lower: what was measured bought "),
+        (None, None),
+    ],
+)
+def test_the_control(loss, line):
+    made = result()
+    made["results"].append(row("random_suffix", loss, 1.3))
+    assert (line or "Suffixes") in said(made) or line is None
+    assert ("Suffixes" in said(made)) == (line is not None)
