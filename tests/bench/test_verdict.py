@@ -315,3 +315,12 @@ def test_the_control(loss, line):
     made["results"].append(row("random_suffix", loss, 1.3))
     assert (line or "Suffixes") in said(made) or line is None
     assert ("Suffixes" in said(made)) == (line is not None)
+
+
+def test_what_is_better_than_the_experiments_schedules_comes_first():
+    made = result()
+    made["results"].append(row("static_suffix", 1.9, 1.5))
+    assert verdict(made)[0].startswith("Keep dynamic_suffix")
+    made["results"].append(row("grow", 1.8, 1.5))
+    assert verdict(made)[0].startswith("The lowest loss is grow's: 10.00% below full_update's")
+    assert verdict(made)[1].startswith("Keep dynamic_suffix")
