@@ -91,7 +91,7 @@ def test_eight_bit(lockstep, name):
 
     scheduler = lockstep(make, width=32)
     weight = scheduler.blocks.modules[0].inner.weight
-    assert scheduler._updates._optimizers[0].state[weight]["state1"].dtype == torch.uint8
+    assert scheduler._updates.optimizers[0].state[weight]["state1"].dtype == torch.uint8
 
 
 def test_lbfgs_moves_what_has_no_gradient_and_is_refused(tiny):
