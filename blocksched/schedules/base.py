@@ -93,12 +93,17 @@ class Progress:
         """
         if self.budget_ms is not None:
             return min(1.0, self.elapsed_ms / self.budget_ms) if self.budget_ms > 0 else 1.0
+        return min(1.0, self.step / self.known_limit)
+
+    @property
+    def known_limit(self) -> int:
+        """`limit`, which a run without a time budget needs. Raises ValueError if it has none."""
         if self.limit is None:
             raise ValueError(
                 "a run without a time budget needs a number of steps, got neither: pass "
                 "total_steps or time_budget_s"
             )
-        return min(1.0, self.step / self.limit)
+        return self.limit
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

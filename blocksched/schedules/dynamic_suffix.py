@@ -23,9 +23,9 @@ from blocksched.schedules.base import (
     suffix,
 )
 from blocksched.schedules.numbers import check_numbers, choice, number, text
+from blocksched.schedules.readings import require_relevance, usable
 
 _TINY = 1e-12
-_HUGE = 1e150  # sums of squares of larger numbers overflow
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ class DynamicSuffix(Measuring):
             return progress.elapsed_ms >= self.freeze_start_frac * progress.budget_ms
         if self.freeze_start_step >= 0:
             return progress.step >= self.freeze_start_step
-        return progress.step >= round(self.freeze_start_frac * _limit(progress))
+        return progress.step >= round(self.freeze_start_frac * progress.known_limit)
 
     def stable(self, losses: Sequence[float]) -> bool:
         """Whether `losses`, the training losses so far or the last of them, have settled."""
@@ -276,7 +276,7 @@ class DynamicSuffix(Measuring):
             now, end = progress.elapsed_ms, progress.budget_ms
             begin = (1.0 - self.final_full_frac) * end
         else:
-            now, end = progress.step, _limit(progress)
+            now, end = progress.step, progress.known_limit
             begin = int((1.0 - self.final_full_frac) * end)
         if now < begin:
             return None
@@ -335,11 +335,7 @@ class DynamicSuffix(Measuring):
         return budget, decay * state.loss_ema + (1.0 - decay) * loss, best
 
     def _smooth(self, state: DynamicState, relevance: Sequence[float]) -> tuple[float, ...]:
-        if len(relevance) != state.n_blocks or any(value < 0 for value in relevance):
-            raise ValueError(
-                f"relevance must be {state.n_blocks} numbers >= 0, one per block, got "
-                f"{list(relevance)!r}: measure every block of the model"
-            )
+        require_relevance(relevance, state.n_blocks)
         keep = self.ema_decay
         return tuple(
             keep * old + (1.0 - keep) * new
@@ -362,17 +358,3 @@ def _finite(plan: Plan, reading: Reading) -> bool:
         return False
     numbers = [*(reading.relevance or ()), *([] if reading.loss is None else [reading.loss])]
     return all(usable(value) for value in numbers)
-
-
-def usable(value: float) -> bool:
-    """Whether a loss or relevance is finite, and small enough to calculate with."""
-    return abs(value) < _HUGE
-
-
-def _limit(progress: Progress) -> int:
-    if progress.limit is None:
-        raise ValueError(
-            "a run without a time budget needs a number of steps, got neither: pass total_steps "
-            "or time_budget_s"
-        )
-    return progress.limit

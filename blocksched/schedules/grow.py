@@ -20,9 +20,9 @@ from blocksched.schedules.base import (
     from_plain,
     require_blocks,
 )
-from blocksched.schedules.dynamic_suffix import usable
 from blocksched.schedules.full_update import FullUpdate
 from blocksched.schedules.numbers import check_numbers, choice, number, text
+from blocksched.schedules.readings import usable
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -37,9 +37,8 @@ from blocksched.schedules.base import (
     from_plain,
     require_blocks,
 )
-from blocksched.schedules.dynamic_suffix import usable
 from blocksched.schedules.numbers import check_numbers, choice, number
-from blocksched.schedules.readings import measured
+from blocksched.schedules.readings import measured, usable
 
 # A set is left only for one that pays so much more: a block's relevance differs by some 12 % from
 # probe to probe (recorded runs), the payoff of a smoothed reading by about this.

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from blocksched.schedules.base import Plan, Progress, Reading
-from blocksched.schedules.dynamic_suffix import DynamicState, DynamicSuffix, stability, usable
+from blocksched.schedules.dynamic_suffix import DynamicState, DynamicSuffix, stability
+from blocksched.schedules.readings import usable
 
 
 class DynamicTrace:
