@@ -27,7 +27,6 @@ from blocksched.schedules.base import (
     Plan,
     Progress,
     Reading,
-    Want,
     from_plain,
     require_blocks,
     suffix,
@@ -87,9 +86,6 @@ class AutoFreeze(Measuring):
     def init(self, n_blocks: int) -> AutoFreezeState:
         require_blocks(n_blocks)
         return AutoFreezeState(n_blocks, 0, 0, (0.0,) * n_blocks)
-
-    def wants(self, state: AutoFreezeState, progress: Progress) -> frozenset[Want]:
-        return frozenset({"relevance"} if self._probes(state, progress) else ())
 
     def plan(self, state: AutoFreezeState, progress: Progress) -> Plan:
         n, boundary = state.n_blocks, state.boundary

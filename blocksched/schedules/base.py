@@ -175,7 +175,10 @@ class Schedule(Protocol[State]):
 
 
 class Measuring:
-    """A schedule that asks for nothing but, if it probes, its `metric`."""
+    """A schedule that asks for nothing but, on its probes, its `metric`."""
+
+    def wants(self: Schedule[State], state: State, progress: Progress) -> frozenset[Want]:
+        return frozenset({"relevance"} if self.plan(state, progress).probe else ())
 
     @property
     def history(self) -> int:
@@ -202,9 +205,6 @@ class Memoryless(Measuring):
     def init(self, n_blocks: int) -> Depth:
         require_blocks(n_blocks)
         return Depth(n_blocks)
-
-    def wants(self, _state: Depth, _progress: Progress) -> frozenset[Want]:
-        return frozenset()
 
     def observe(self, state: Depth, _plan: Plan, _reading: Reading) -> Depth:
         return state

@@ -13,7 +13,6 @@ from blocksched.schedules.base import (
     Plan,
     Progress,
     Reading,
-    Want,
     from_plain,
     require_blocks,
 )
@@ -69,9 +68,6 @@ class Cyclic(Measuring):
     def init(self, n_blocks: int) -> Turns:
         require_blocks(n_blocks)
         return Turns(n_blocks)
-
-    def wants(self, _state: Turns, _progress: Progress) -> frozenset[Want]:
-        return frozenset()
 
     def plan(self, state: Turns, progress: Progress) -> Plan:
         begins = state.begun < self._due(state.n_blocks, progress)

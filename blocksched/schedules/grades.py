@@ -36,7 +36,6 @@ from blocksched.schedules.base import (
     Plan,
     Progress,
     Reading,
-    Want,
     from_plain,
     require_blocks,
     suffix,
@@ -100,9 +99,6 @@ class GradES(Measuring):
     def init(self, n_blocks: int) -> GradESState:
         require_blocks(n_blocks)
         return GradESState(n_blocks, suffix(n_blocks, n_blocks))
-
-    def wants(self, state: GradESState, progress: Progress) -> frozenset[Want]:
-        return frozenset({"relevance"} if self._probes(state, progress) else ())
 
     def plan(self, state: GradESState, progress: Progress) -> Plan:
         stopped = len(state.active) < state.n_blocks

@@ -33,7 +33,6 @@ from blocksched.schedules.base import (
     Plan,
     Progress,
     Reading,
-    Want,
     from_plain,
     require_blocks,
 )
@@ -135,9 +134,6 @@ class Payoff(Measuring):
         alike = PayoffState(n_blocks, (), (1.0,) * n_blocks)
         active = self.best(alike.worth, Costs.of(alike, self.outside))
         return PayoffState(n_blocks, active)
-
-    def wants(self, state: PayoffState, progress: Progress) -> frozenset[Want]:
-        return frozenset({"relevance"} if self.plan(state, progress).probe else ())
 
     def plan(self, state: PayoffState, progress: Progress) -> Plan:
         everything = tuple(range(state.n_blocks))

@@ -15,7 +15,6 @@ from blocksched.schedules.base import (
     Plan,
     Progress,
     Reading,
-    Want,
     from_plain,
     require_blocks,
     suffix,
@@ -68,9 +67,6 @@ class RandomSuffix(Measuring):
                 "steps of a recorded run of this model had 1, 2, ... active blocks"
             )
         return Remaining(n_blocks, self.counts)
-
-    def wants(self, _state: Remaining, _progress: Progress) -> frozenset[Want]:
-        return frozenset()
 
     def plan(self, state: Remaining, progress: Progress) -> Plan:
         place = int(uniform(self.seed, f"random_suffix {progress.step}") * sum(state.counts))
