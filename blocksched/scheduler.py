@@ -33,7 +33,7 @@ from blocksched.schedules.base import (
 )
 from blocksched.skip import Skips
 from blocksched.times import BlockTimes
-from blocksched.transplant import begin_anew, take_over
+from blocksched.transplant import transplant
 from blocksched.updates import Updates
 
 
@@ -307,13 +307,7 @@ class BlockScheduler:
         if last is not None and "losses" in self.schedule.wants(self.state, progress):
             self._observe_pending()
         plan = self.schedule.plan(self.state, progress)
-        if last is not None and last.running is not None:
-            now = range(len(self.blocks)) if plan.running is None else plan.running
-            for block, source in zip(now, plan.sources, strict=False):
-                if block not in last.running and source != block:
-                    take_over(self.blocks, self._updates.optimizers, block, source)
-        for block in plan.fresh:
-            begin_anew(self.blocks, self._updates.optimizers, block)
+        transplant(self.blocks, self._updates.optimizers, last, plan)
         self._apply(plan)
         return plan
 

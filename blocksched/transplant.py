@@ -9,6 +9,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from blocksched.blocks import Blocks, misfit, tensors_of
+from blocksched.schedules.base import Plan
+
+
+def transplant(
+    blocks: Blocks, optimizers: Sequence[Optimizer], last: Plan | None, plan: Plan
+) -> None:
+    """What `plan` asks for at the end of the step that did `last`: blocks that start to run take
+    over their sources, and those of `plan.fresh` begin anew."""
+    if last is not None and last.running is not None:
+        running = range(len(blocks)) if plan.running is None else plan.running
+        for block, source in zip(running, plan.sources, strict=bool(plan.sources)):
+            if block not in last.running and source != block:
+                take_over(blocks, optimizers, block, source)
+    for block in plan.fresh:
+        begin_anew(blocks, optimizers, block)
 
 
 def take_over(blocks: Blocks, optimizers: Sequence[Optimizer], block: int, source: int) -> None:

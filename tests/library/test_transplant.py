@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import blocksched as bs
-from blocksched.transplant import begin_anew, take_over
+from blocksched.schedules import Plan
+from blocksched.transplant import begin_anew, take_over, transplant
 from tests.loops.conftest import equal
 
 OPTIMIZERS = {
@@ -195,3 +196,13 @@ def test_beginning_anew_before_any_update(tiny):
     assert not optimizer.state
     update(model, optimizer, 0)
     assert optimizer.state[model.blocks[1].inner.weight]["step"] == 1
+
+
+def test_a_block_that_ran_is_not_copied_over(tiny):
+    model, optimizer = made(tiny, "AdamW")
+    update(model, optimizer, 0)
+    before = [copy.deepcopy(part(model, optimizer, i)) for i in range(4)]
+    last = Plan((0, 1), running=(0, 1))
+    transplant(bs.find_blocks(model), [optimizer], last, Plan((0, 1, 2, 3), sources=(1, 0, 0, 1)))
+    for i, source in enumerate((0, 1, 0, 1)):
+        assert equal(part(model, optimizer, i)["weights"], before[source]["weights"])
