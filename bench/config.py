@@ -108,6 +108,7 @@ class Config(_OfSchedules):
     n_heads: int = number(0, "tasks on text: attention heads (0: one per 64 of the width)", ge=0)
     pretrain_steps: int = number(1000, "task finetune: full steps of pretraining", ge=1)
     pretrain_lr: float = number(3e-4, "task finetune: learning rate of pretraining", gt=0)
+    pretrain_batch_size: int = number(8, "task finetune: rows in a batch of pretraining", ge=1)
     hidden_mult: int = number(4, "hidden width of the fused layer / width", ge=1)
     batch_size: int = number(8, "rows in a batch", ge=1)
     seq_len: int = number(1024, "positions in a row", ge=1)
@@ -196,8 +197,8 @@ FINETUNE: dict[str, Any] = {
 
 _NEW = {"task", "random_like", "data", "schedules", "preset", "backend", "lr_decay", "interleave",
         "time_budget_ms", "accept_loss", "out", "json_out", "html", "n_heads", "pretrain_steps",
-        "pretrain_lr", "resume", "checkpoint_every", "allow_previous", "max_skipped",
-        "preflight"}  # fmt: skip
+        "pretrain_lr", "pretrain_batch_size", "resume", "checkpoint_every", "allow_previous",
+        "max_skipped", "preflight"}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import platform
 import shlex
@@ -72,6 +73,19 @@ def commit() -> str | None:
     except FileNotFoundError:
         return None
     return found.stdout.strip() or None
+
+
+@functools.cache
+def code_sha256() -> str:
+    """The hash of the sources that a run is made of, as they are now; texts and tests are none."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for folder in ("bench", "blocksched", "kernels", "csrc"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh"):
+                digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def cpu_name() -> str | None:

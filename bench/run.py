@@ -5,7 +5,6 @@ a schedule has no result, its numbers not being finite; 130 and 143 interrupted 
 """
 
 import collections
-import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,13 +16,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bench.config import Config, UserError, from_experiment, parser, resolve, resolve_device
-from bench.lora import Lora
 from bench.pages.evidence import load
 from bench.processes import Processes, Share, only_rank_0_speaks
 from bench.replays import replay_files
 from bench.report import beside, check_target, write_page
 from bench.results import output_path
-from bench.runner import Run, Terminated
+from bench.runner import Run, Terminated, schedule_of
 from bench.table import table
 from bench.tasks.finetune import FinetuneTask
 from bench.tasks.parts import Task
@@ -33,7 +31,7 @@ from bench.verdict import faults, verdict
 from blocksched.extension import why_not
 from blocksched.ops import backend_of
 from blocksched.schedules import Schedule
-from blocksched.schedules.flags import base_name, flags_of, from_flags, option
+from blocksched.schedules.flags import option
 
 TASKS = {"text": TextTask, "finetune": FinetuneTask, "teacher": TeacherTask}
 _COMPILED = (
@@ -115,15 +113,8 @@ def _schedules(config: Config, arms: dict[str, bool]) -> dict[str, tuple[Schedul
     made = {}
     heard = set()
     for name, fused in arms.items():
-        try:
-            schedule, warnings = from_flags(name, dataclasses.asdict(config))
-            if base_name(name) == "lora":
-                numbers = {flag.field: getattr(config, flag.key) for flag in flags_of("lora", Lora)}
-                schedule = Lora(**numbers)
-            schedule.init(config.n_layers)
-            made[name] = schedule, fused
-        except ValueError as error:
-            raise UserError(f"--schedules {name}: {error}") from None
+        schedule, warnings = schedule_of(name, config)
+        made[name] = schedule, fused
         for warning in warnings:
             if warning not in heard:
                 print(f"warning: {warning}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 from bench.config import Config, UserError
 from bench.expected import Expected
 from bench.live import Live
+from bench.lora import Lora
 from bench.preflight import preflight
 from bench.processes import Processes
 from bench.provenance import commit
@@ -17,6 +18,7 @@ from bench.resume import Checkpoints
 from bench.tasks.parts import Task
 from bench.train import Arm
 from blocksched.schedules import FullUpdate, Schedule
+from blocksched.schedules.flags import base_name, flags_of, from_flags
 
 GROUP = 5  # steps a schedule advances at a time when interleaved
 
@@ -186,9 +188,29 @@ class Run:
             self.save_together("running")
 
     def _measured_budget_ms(self) -> float:
-        """--steps times the median of a few full steps, which are then discarded."""
-        few = dataclasses.replace(self.config, steps=10)
         fused = self.schedules["full_update"][1] if "full_update" in self.schedules else False
-        sample = Arm("full_update", FullUpdate(), self.task, few, None, fused)
-        sample.advance(few.steps)
-        return self.config.steps * statistics.median(step.ms for step in sample.steps[3:])
+        return measured_budget_ms(self.task, self.config, fused)
+
+
+def measured_budget_ms(task: Task, config: Config, fused: bool) -> float:
+    """--steps times the median of a few full steps, which are then discarded."""
+    few = dataclasses.replace(config, steps=10)
+    sample = Arm("full_update", FullUpdate(), task, few, None, fused)
+    sample.advance(few.steps)
+    return config.steps * statistics.median(step.ms for step in sample.steps[3:])
+
+
+def schedule_of(name: str, config: Config) -> tuple[Schedule[Any], list[str]]:
+    """The schedule that runs under `name`, and a warning for each number that was clamped.
+
+    Raises UserError for an unknown name, or numbers that do not fit.
+    """
+    try:
+        schedule, warnings = from_flags(name, dataclasses.asdict(config))
+        if base_name(name) == "lora":
+            numbers = {flag.field: getattr(config, flag.key) for flag in flags_of("lora", Lora)}
+            schedule = Lora(**numbers)
+        schedule.init(config.n_layers)
+    except ValueError as error:
+        raise UserError(f"--schedules {name}: {error}") from None
+    return schedule, warnings

@@ -52,7 +52,8 @@ class StepClock:
 class Arm:
     """A schedule's run, on `budget_ms` of step time or, if that is None, for `config.steps`.
 
-    On the processes of `group`, by default all there are, which share each batch.
+    On the processes of `group`, by default all there are, which share each batch. A step counts
+    the milliseconds it took or, if there is `counted`, what that makes of its plan and of those.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Arm:
         budget_ms: float | None,
         fused: bool,
         group: ProcessGroup | None = None,
+        counted: Callable[[Plan, float], float] | None = None,
     ) -> None:
         self.name, self.schedule, self.fused = name, schedule, fused
+        self._counted = counted
         self.budget_ms = budget_ms
         self.steps: list[StepRecord] = []  # those that have ended, their reading included
         self.changes: list[tuple[int, Sequence[int]]] = []  # from that step on, these blocks train
@@ -220,6 +223,8 @@ class Arm:
         value = loss.item()
         self._synchronize()
         ms = (time.perf_counter() - start) * 1e3
+        if self._counted is not None:
+            ms = self._counted(self.scheduler.plan, ms)
         rows = self._gather([ms, value, float(asked())])
         slowest, losses, asking = (list(column) for column in zip(*rows, strict=True))
         self.asked_to_stop = any(asking)

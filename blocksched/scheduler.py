@@ -63,6 +63,7 @@ class BlockScheduler:
         ranks: the processes of `group`, None where there is only one.
         skipped: updates that `finite` has had left out so far.
         reading: what the last probe measured; None before one since the start or load.
+        times: what takes the time of the blocks, None where the schedule asks for none.
 
     Raises:
         ValueError: numbers that do not fit the model, no or two horizons, a trainable block
@@ -111,7 +112,7 @@ class BlockScheduler:
         self._rows = Rows(self.blocks)
         self._rates = Rates(self.blocks, self._updates.optimizers)
         device = next(p.device for p in model.parameters())
-        self._times = BlockTimes(self.blocks, device) if schedule.timed else None
+        self.times = BlockTimes(self.blocks, device) if schedule.timed else None
         self._total_steps = total_steps
         self._budget_ms = None if time_budget_s is None else time_budget_s * 1e3
         self._steps = 0
@@ -293,7 +294,7 @@ class BlockScheduler:
 
     def close(self) -> None:
         """Leave the model as it was found: everything trainable that was, no hooks."""
-        for part in (self._mechanism, self._skips, self._rows, self._rates, self._times):
+        for part in (self._mechanism, self._skips, self._rows, self._rates, self.times):
             if part is not None:
                 part.close()
         if self._cache is not None:
@@ -319,8 +320,8 @@ class BlockScheduler:
         self._rows.apply(plan.lower, plan.rows, self._steps)
         self._rates.apply(plan.rates)
         self._updates.expect(plan.probe)
-        if self._times is not None:
-            self._times.expect(plan.probe)
+        if self.times is not None:
+            self.times.expect(plan.probe)
         if self._cache is not None:
             self._cache.move(plan.boundary)
 
@@ -347,9 +348,9 @@ class BlockScheduler:
 
     def _block_times(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
         """Of the blocks' forward and backward, in ms; on several ranks the slowest's."""
-        if self._times is None:
+        if self.times is None:
             return None, None
-        n, measured = len(self.blocks), self._times.read()
+        n, measured = len(self.blocks), self.times.read()
         times = [math.nan] * (2 * n) if measured is None else [*measured[0], *measured[1]]
         if self.ranks is not None:
             rows = self.ranks.gather(times)

@@ -76,6 +76,7 @@ def _pretrain(config: Config, device: torch.device, corpus: Corpus) -> dict[str,
         seed=_SEED,
         steps=config.pretrain_steps,
         lr=config.pretrain_lr,
+        batch_size=config.pretrain_batch_size,
         lr_decay="linear",
         weight_decay=0.0,
     )
@@ -110,8 +111,9 @@ def _pretrain(config: Config, device: torch.device, corpus: Corpus) -> dict[str,
 
 def _path(config: Config, device: torch.device, corpus: Corpus) -> Path:
     """Named by all that decides what the file holds, the model's code included."""
-    names = ("dmodel", "n_layers", "n_heads", "hidden_mult", "batch_size", "seq_len", "dtype")
-    recipe = {name: getattr(config, name) for name in (*names, "pretrain_steps", "pretrain_lr")}
+    names = ("dmodel", "n_layers", "n_heads", "hidden_mult", "seq_len", "dtype", "pretrain_steps",
+             "pretrain_lr", "pretrain_batch_size")  # fmt: skip
+    recipe = {name: getattr(config, name) for name in names}
     recipe |= {"corpus": corpus.sha256, "torch": torch.__version__, "device": device.type}
     digest = hashlib.sha256(json.dumps(recipe).encode())
     for file in (__file__, parts.__file__, text.__file__):

@@ -74,6 +74,7 @@ OURS = {
     "n-heads": 0,
     "pretrain-steps": 1000,
     "pretrain-lr": 3e-4,
+    "pretrain-batch-size": 8,
 }
 OF_SCHEDULES = {
     "random-counts": "",

@@ -35,6 +35,7 @@ def config(text_file) -> Config:
     return Config(
         task="finetune", data=str(text_file), dmodel=16, n_layers=2, seq_len=16, batch_size=2,
         dtype="float32", val_batches=1, pretrain_steps=3, pretrain_lr=1e-2,
+        pretrain_batch_size=2,
     )  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def test_pretraining_is_full_steps_on_the_sources(config):
 
 
 def test_a_seed_changes_the_batches_not_the_start(config, cache):
-    other = dataclasses.replace(config, seed=7, lr=0.5, weight_decay=0.1, steps=3)
+    other = dataclasses.replace(config, seed=7, lr=0.5, weight_decay=0.1, steps=3, batch_size=3)
     assert same(weights(config), weights(other))
     assert len(list(cache.iterdir())) == 1
     one, two = (finetune.FinetuneTask(c, CPU).batch(0)[0] for c in (config, other))
@@ -88,7 +89,8 @@ def test_a_seed_changes_the_batches_not_the_start(config, cache):
     "change",
     [
         {"dmodel": 32}, {"n_layers": 3}, {"n_heads": 2}, {"hidden_mult": 2}, {"seq_len": 8},
-        {"batch_size": 3}, {"dtype": "bfloat16"}, {"pretrain_steps": 2}, {"pretrain_lr": 2e-2},
+        {"dtype": "bfloat16"}, {"pretrain_steps": 2}, {"pretrain_lr": 2e-2},
+        {"pretrain_batch_size": 3},
     ],
 )  # fmt: skip
 def test_whatever_decides_the_weights_names_the_file(change, config, cache):
