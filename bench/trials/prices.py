@@ -24,9 +24,8 @@ from blocksched.schedules import Plan
 
 _ROUNDS = 8
 _STEPS = 12  # of each kind, for what measuring adds
-# What a step's time depends on.
-_SIZE = ("task", "dmodel", "n_layers", "n_heads", "hidden_mult", "batch_size", "seq_len", "dtype",
-         "device")  # fmt: skip
+# What a step's time depends on; text and finetune train the same model.
+_SIZE = ("dmodel", "n_layers", "n_heads", "hidden_mult", "batch_size", "seq_len", "dtype", "device")
 
 
 class Prices:
@@ -86,7 +85,8 @@ class PriceList:
 
     def of(self, task: Task, config: Config, fused: bool) -> Prices:
         """The prices of a cell's model."""
-        size = json.dumps({name: getattr(config, name) for name in _SIZE} | {"fused": fused})
+        named = {name: getattr(config, name) for name in _SIZE}
+        size = json.dumps(named | {"teacher": config.task == "teacher", "fused": fused})
         if size not in self._known:
             self._known[size] = _measure(task, config, fused)
             write(self._path, self._known)
