@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import distributed
 
 from bench.config import FINETUNE, SMALL, Config
 from blocksched.schedules.flags import option
+
+_ROOT = Path(__file__).resolve().parents[1]
+_CODE, _SUFFIXES = ("bench", "blocksched", "kernels", "csrc"), (".py", ".cpp", ".h", ".cu")
 
 # Flags that change no step: where to write, and what checkpoints there are.
 NO_PART_OF_A_RUN = {
@@ -66,8 +70,16 @@ def commit() -> str | None:
 
     None without git or outside of a repository.
     """
-    here = Path(__file__).resolve().parent
-    line = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    line = [
+        "git",
+        "-C",
+        str(_ROOT),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         found = subprocess.run(line, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -77,15 +89,31 @@ def commit() -> str | None:
 
 @functools.cache
 def code_sha256() -> str:
-    """The hash of the sources that a run is made of, as they are now; texts and tests are none."""
-    root = Path(__file__).resolve().parents[1]
+    """The hash of the sources that a run is made of, as they are when first asked."""
     digest = hashlib.sha256()
-    for folder in ("bench", "blocksched", "kernels", "csrc"):
-        for path in sorted((root / folder).rglob("*")):
-            if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh"):
-                digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+    for folder in _CODE:
+        for path in sorted((_ROOT / folder).rglob("*")):
+            if path.suffix in _SUFFIXES:
+                digest.update(f"{path.relative_to(_ROOT).as_posix()}\0".encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def uncommitted(file: Path) -> list[str] | None:
+    """Which of `file` and the sources are not committed as they are; None where git cannot say."""
+    sources = [f"{folder}/**/*{suffix}" for folder in _CODE for suffix in _SUFFIXES]
+    there = _status(file.resolve().parent, [file.name], "--ignored")
+    here = _status(_ROOT, [f":(glob){pattern}" for pattern in sources])
+    return None if there is None or here is None else there + here
+
+
+def _status(folder: Path, paths: Sequence[str], *options: str) -> list[str] | None:
+    line = ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=all", *options]
+    try:
+        found = subprocess.run([*line, "--", *paths], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return [entry[3:] for entry in found.stdout.splitlines()]
 
 
 def cpu_name() -> str | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench.config import UserError
+from bench.provenance import uncommitted
 from bench.runner import Terminated, Termination
 from bench.trials.cells import Cells
 from bench.trials.design import CLOCKS, load
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, Termination())
     try:
         study = load(Path(given.study), given.clock)
+        if study.confirms:
+            _require_committed(study.path)
         cells = Cells(study, Path(given.out or Path("results") / study.name))
         cells.run()
     except UserError as error:
@@ -36,6 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _require_committed(path: Path) -> None:
+    """What is judged, and how, stands before its seeds run."""
+    found = uncommitted(path)
+    if found is None or found:
+        changed = "git does not know them" if found is None else f"not yet: {', '.join(found)}"
+        raise UserError(
+            f"{path} is a confirmation, so that it and the code have to be committed before it "
+            f"runs ({changed}): commit them, or drop `confirms` for a search"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
