@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.config import Config, UserError
+from bench.pages.checks import count, listed, mapping, number, number_or_none, short
 from bench.phases import PARTS
 from bench.results import read
 
@@ -20,7 +21,6 @@ _FIGURES = (
     *("measured_over_expected", "time_to_full_loss_ms", "gradient_bytes_per_step"),
 )
 _WORDS = ("notes", "failure")
-_MOST = 1e30  # what is larger overflows in sums and scales
 _UNKNOWN = dict.fromkeys(("fused", *_COUNTS, *_FIGURES, *_WORDS))
 
 
@@ -137,24 +137,24 @@ def load(path: Path) -> Evidence:
 
 def evidence(content: Any, name: str) -> Evidence:
     """What the content of a result file says. Raises ValueError if it is none."""
-    top = _mapping(content, "the file")
+    top = mapping(content, "the file")
     script = top.get("script")
     if script not in _SCRIPTS:
         raise ValueError(f"its script is {script!r}, not {' or '.join(map(repr, _SCRIPTS))}")
     config = _config(top.get("config"))
-    n_blocks = _count(config.get("n_layers"), "config's n_layers")
+    n_blocks = count(config.get("n_layers"), "config's n_layers")
     if n_blocks < 1:
         raise ValueError(f"config's n_layers must be >= 1, got {n_blocks}")
-    traces = _mapping(top.get("traces", {}), "traces")
+    traces = mapping(top.get("traces", {}), "traces")
     for part in ("system", "task"):
-        _mapping(top.get(part, {}), part)
-    rows = [_row(row, i) for i, row in enumerate(_list(top.get("results"), "results"))]
+        mapping(top.get(part, {}), part)
+    rows = [_row(row, i) for i, row in enumerate(listed(top.get("results"), "results"))]
     names = [row["schedule"] for row in rows]
     twice = [one for i, one in enumerate(names) if one in names[:i]]
     if twice:
         raise ValueError(f"it has two results of {twice[0]!r}")
     runs = [
-        _run(row, _mapping(traces.get(row["schedule"], {}), "a trace"), n_blocks) for row in rows
+        _run(row, mapping(traces.get(row["schedule"], {}), "a trace"), n_blocks) for row in rows
     ]
     budget = config.get("time_budget_ms")
     if budget is None and config.get("equal_time_budget"):
@@ -168,34 +168,34 @@ def evidence(content: Any, name: str) -> Evidence:
         status=status,
         n_blocks=n_blocks,
         runs=runs,
-        budget_ms=None if budget is None else _number(budget, "config's time_budget_ms"),
+        budget_ms=None if budget is None else number(budget, "config's time_budget_ms"),
         expected_ms=_expected(top.get("expected")),
     )
 
 
 def _config(value: Any) -> Mapping[str, Any]:
     """The flags, those that Config has of the kind that it has them."""
-    config = _mapping(value, "config")
+    config = mapping(value, "config")
     for name, default in dataclasses.asdict(Config()).items():
         found = config.get(name, default)
         kind = (int, float) if isinstance(default, float) else type(default)
         fits = isinstance(found, kind) and isinstance(found, bool) == isinstance(default, bool)
         if default is not None and not fits:
-            raise ValueError(f"config's {name} must be like {default!r}, got {_short(found)}")
-    _count(config.get("warmup_ignore_steps", 0), "config's warmup_ignore_steps")
+            raise ValueError(f"config's {name} must be like {default!r}, got {short(found)}")
+    count(config.get("warmup_ignore_steps", 0), "config's warmup_ignore_steps")
     return config
 
 
 def _row(row: Any, i: int) -> dict[str, Any]:
-    found = {**_UNKNOWN, **_mapping(row, f"results[{i}]")}
+    found = {**_UNKNOWN, **mapping(row, f"results[{i}]")}
     name = found.get("schedule")
     if not isinstance(name, str) or not name:
         raise ValueError(f"results[{i}] has no schedule's name")
     for field in _FIGURES:
-        found[field] = _number_or_none(found[field], f"{field} of {name!r}")
+        found[field] = number_or_none(found[field], f"{field} of {name!r}")
     for field in _COUNTS:
         if found[field] is not None:
-            _count(found[field], f"{field} of {name!r}")
+            count(found[field], f"{field} of {name!r}")
     for field in _WORDS:
         if not isinstance(found[field], str | None):
             raise ValueError(f"{field} of {name!r} must be text, got {found[field]!r}")
@@ -207,20 +207,20 @@ def _run(row: Mapping[str, Any], trace: Mapping[str, Any], n: int) -> Run:
     step_ms = _numbers(trace, "step_times_ms", name)
     losses = _numbers(trace, "train_losses", name)
     active = [
-        _count(k, f"active_layers_hist of {name!r}", n)
-        for k in _list(trace.get("active_layers_hist", []), f"active_layers_hist of {name!r}")
+        count(k, f"active_layers_hist of {name!r}", n)
+        for k in listed(trace.get("active_layers_hist", []), f"active_layers_hist of {name!r}")
     ]
     lengths = {len(step_ms), len(losses), len(active)}
     if len(lengths) > 1:
         raise ValueError(f"the traces of {name!r} have different lengths: {sorted(lengths)}")
     events = [
-        _mapping(event, f"dynamic_trace of {name!r}")
-        for event in _list(trace.get("dynamic_trace", []), f"dynamic_trace of {name!r}")
+        mapping(event, f"dynamic_trace of {name!r}")
+        for event in listed(trace.get("dynamic_trace", []), f"dynamic_trace of {name!r}")
     ]
     probes, freezing, recovery = _story(events, name, n)
     probes = probes or [
-        Probe(_count(step, f"probe_steps of {name!r}"), None, None)
-        for step in _list(trace.get("probe_steps", []), f"probe_steps of {name!r}")
+        Probe(count(step, f"probe_steps of {name!r}"), None, None)
+        for step in listed(trace.get("probe_steps", []), f"probe_steps of {name!r}")
     ]
     return Run(
         name=name,
@@ -238,11 +238,11 @@ def _run(row: Mapping[str, Any], trace: Mapping[str, Any], n: int) -> Run:
         validations=_validations(trace, name),
         parts_ms={
             _key(k, name): _parts(parts, f"parts_ms of {name!r}")
-            for k, parts in _mapping(trace.get("parts_ms", {}), f"parts_ms of {name!r}").items()
+            for k, parts in mapping(trace.get("parts_ms", {}), f"parts_ms of {name!r}").items()
         },
         memory={
-            _key(k, name): _count(size, f"memory of {name!r}")
-            for k, size in _mapping(trace.get("memory", {}), f"memory of {name!r}").items()
+            _key(k, name): count(size, f"memory of {name!r}")
+            for k, size in mapping(trace.get("memory", {}), f"memory of {name!r}").items()
         },
     )
 
@@ -253,12 +253,12 @@ def _story(
     """The probes, freezing's start and the recovery's stages of a dynamic_trace."""
     probes, freezing, recovery = [], None, []
     for event in events:
-        step = _count(event.get("step"), f"a step in dynamic_trace of {name!r}")
+        step = count(event.get("step"), f"a step in dynamic_trace of {name!r}")
         if event.get("probe"):
             if probes and step <= probes[-1].step:
                 raise ValueError(f"the probes of {name!r} are not in order at step {step}")
             for field in ("active_layers_next", "active_budget"):
-                _count(event.get(field), f"{field} in dynamic_trace of {name!r}")
+                count(event.get(field), f"{field} in dynamic_trace of {name!r}")
             scores = _numbers(event, "ema_scores", name)
             if len(scores) != n:
                 raise ValueError(
@@ -292,14 +292,14 @@ def _sets(
     """Sets of blocks with the step that each holds from, checked."""
     what = f"{field} of {name!r}"
     changes: list[Change] = []
-    for entry in _list(trace[field], what):
-        pair = _list(entry, what)
+    for entry in listed(trace[field], what):
+        pair = listed(entry, what)
         if len(pair) != 2:
             raise ValueError(f"{what} must be pairs, got {entry!r}")
-        step = _count(pair[0], f"a step in {what}")
+        step = count(pair[0], f"a step in {what}")
         if step <= (changes[-1].step if changes else -1):
             raise ValueError(f"{what} is not in order at step {step}")
-        blocks = [_count(b, f"a block in {name!r}", n - 1) for b in _list(pair[1], "blocks")]
+        blocks = [count(b, f"a block in {name!r}", n - 1) for b in listed(pair[1], "blocks")]
         if len(set(blocks)) < len(blocks):
             raise ValueError(f"{what} names a block twice at step {step}")
         changes.append(Change(step, tuple(sorted(blocks))))
@@ -310,87 +310,52 @@ def _sets(
 
 def _validations(trace: Mapping[str, Any], name: str) -> list[Validation]:
     found = []
-    for point in _list(trace.get("val_trace", []), f"val_trace of {name!r}"):
-        entry = _mapping(point, f"val_trace of {name!r}")
+    for point in listed(trace.get("val_trace", []), f"val_trace of {name!r}"):
+        entry = mapping(point, f"val_trace of {name!r}")
         found.append(
             Validation(
-                _count(entry.get("step"), f"a step in val_trace of {name!r}"),
-                _number(entry.get("elapsed_ms"), f"elapsed_ms in val_trace of {name!r}"),
-                _number_or_none(entry.get("val_loss"), f"val_loss of {name!r}"),
+                count(entry.get("step"), f"a step in val_trace of {name!r}"),
+                number(entry.get("elapsed_ms"), f"elapsed_ms in val_trace of {name!r}"),
+                number_or_none(entry.get("val_loss"), f"val_loss of {name!r}"),
             )
         )
     return found
 
 
 def _parts(value: Any, what: str) -> dict[str, float]:
-    parts = _mapping(value, what)
+    parts = mapping(value, what)
     wanted = {"steps", *PARTS, "other"}
     if set(parts) != wanted:
-        raise ValueError(f"{what} must have {', '.join(sorted(wanted))}, got {_short(list(parts))}")
-    if _count(parts["steps"], f"steps in {what}") < 1:
+        raise ValueError(f"{what} must have {', '.join(sorted(wanted))}, got {short(list(parts))}")
+    if count(parts["steps"], f"steps in {what}") < 1:
         raise ValueError(f"{what} counts no step: it must not stand there then")
-    return {part: _number(ms, what) for part, ms in parts.items()}
+    return {part: number(ms, what) for part, ms in parts.items()}
 
 
 def _expected(expected: Any) -> dict[int, float]:
     """What a step should cost: written by number of blocks or, in older files, in parts."""
     if expected is None:
         return {}
-    found = _mapping(expected, "expected")
+    found = mapping(expected, "expected")
     if "step_ms" in found:
-        steps = _mapping(found["step_ms"], "expected step_ms")
-        return {_key(k, "expected"): _number(ms, "expected step_ms") for k, ms in steps.items()}
-    parts = _mapping(found.get("parts_ms", {}), "expected parts_ms")
+        steps = mapping(found["step_ms"], "expected step_ms")
+        return {_key(k, "expected"): number(ms, "expected step_ms") for k, ms in steps.items()}
+    parts = mapping(found.get("parts_ms", {}), "expected parts_ms")
     sums: dict[int, float] = {}
     for name, by_active in parts.items():
         if name != "step":
-            for k, ms in _mapping(by_active, "expected parts_ms").items():
+            for k, ms in mapping(by_active, "expected parts_ms").items():
                 key = _key(k, "expected")
-                sums[key] = sums.get(key, 0.0) + _number(ms, "expected parts_ms")
+                sums[key] = sums.get(key, 0.0) + number(ms, "expected parts_ms")
     return sums
-
-
-def _mapping(value: Any, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{what} must be an object, got {_short(value)}")
-    return value
-
-
-def _list(value: Any, what: str) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{what} must be a list, got {_short(value)}")
-    return value
-
-
-def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MOST:
-        raise ValueError(f"{what} must be a number of at most {_MOST:g}, got {_short(value)}")
-    return value
-
-
-def _number_or_none(value: Any, what: str) -> float | None:
-    """None too for NaN, which Python's own json writes, and for a loss that ran away."""
-    if value is None or (isinstance(value, float) and not abs(value) <= _MOST):
-        return None
-    return _number(value, what)
-
-
-def _count(value: Any, what: str, most: int = 2**53) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ValueError(f"{what} must be 0..{most}, got {_short(value)}")
-    return value
 
 
 def _numbers(trace: Mapping[str, Any], field: str, name: str) -> list[float | None]:
     what = f"{field} of {name!r}"
-    return [_number_or_none(value, what) for value in _list(trace.get(field, []), what)]
+    return [number_or_none(value, what) for value in listed(trace.get(field, []), what)]
 
 
 def _key(text: str, what: str) -> int:
     if not (isinstance(text, str) and text.isascii() and text.isdecimal()):
         raise ValueError(f"numbers of blocks in {what!r} must be whole, got {text!r}")
     return int(text)
-
-
-def _short(value: Any) -> str:
-    return "nothing" if value is None else f"{str(value)[:40]!r}"
