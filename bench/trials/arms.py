@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from bench.config import Config, UserError, resolve
 
 CLOCKS = ("time", "cost")
+FEWEST = 10  # seeds of a confirmation
 
 
 class Cell(NamedTuple):

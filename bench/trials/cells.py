@@ -6,6 +6,7 @@ together, in one file. On the computed clock every cell runs by itself and has a
 """
 
 import dataclasses
+import math
 import statistics
 import sys
 import time
@@ -17,12 +18,13 @@ from bench.config import Config, UserError, resolve_device
 from bench.expected import Expected
 from bench.live import Live
 from bench.provenance import code_sha256, system
-from bench.results import read, write
+from bench.results import read
 from bench.run import TASKS
 from bench.runner import GROUP, measured_budget_ms, schedule_of
 from bench.tasks.parts import Task
 from bench.train import Arm
-from bench.trials.design import Cell, Study
+from bench.trials.arms import Cell, Study
+from bench.trials.files import keep, make
 from bench.trials.prices import Priced, PriceList, Prices
 from blocksched.ops import backend_of
 from blocksched.schedules import Plan
@@ -42,13 +44,7 @@ class Cells:
 
     def __init__(self, study: Study, folder: Path) -> None:
         self._study, self._folder = study, folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--out {folder} cannot be used ({error.strerror}): give a folder that can be "
-                "written"
-            ) from None
+        make(folder)
         self.prices = PriceList(folder / "prices.json")
         self.done: dict[Cell, dict[str, Any]] = {}
         for cells in self.rounds():
@@ -87,7 +83,9 @@ class Cells:
                       for cell, model in models.items()}  # fmt: skip
             full = self.prices.of(baseline.task, baseline.config, baseline.fused)
             everything = Plan(tuple(range(baseline.config.n_layers)))
-            budget = baseline.config.steps * full.step_ms(everything)
+            # Less a rounding, so that the sum of as many steps does not fall short of it.
+            budget = (1 - 1e-9) * baseline.config.steps * full.step_ms(everything)
+            self._check_prices(base.task, budget)
         else:
             for model in models.values():  # compiles what steps run, before any clock starts
                 Expected(model.task, model.config, model.fused)
@@ -100,8 +98,19 @@ class Cells:
             if live is not None:
                 live.update(list(arms.values()), arm, validated, baseline.config.n_layers)
         found = [self._found(cell, models[cell], arm, budget) for cell, arm in arms.items()]
-        write(self._path(cells), {"script": SCRIPT, "cells": found})
-        self.done |= dict(zip(cells, found, strict=True))
+        keep(self._path(cells), {"script": SCRIPT, "cells": found})
+        self._take(self._path(cells), cells)  # as whoever goes on will
+
+    def _check_prices(self, task: str, budget_ms: float) -> None:
+        """A study is of one price list: the baseline's budget is what it was for other cells."""
+        others = {cell: found["budget_ms"] for cell, found in self.done.items()}
+        for cell, other_ms in others.items():
+            if cell.task == task and not math.isclose(other_ms, budget_ms, rel_tol=1e-6):
+                raise UserError(
+                    f"{self._folder / 'prices.json'} is not what {_words([cell])} was run with "
+                    f"(budget {other_ms:.1f} ms there, {budget_ms:.1f} ms here): put the old one "
+                    "back, or start anew with another --out"
+                )
 
     def _arm(self, cell: Cell, model: "_Model", prices: Prices | None, budget_ms: float) -> Arm:
         schedule, _ = schedule_of(self._study.arms[cell.arm].schedule, model.config)
@@ -119,7 +128,9 @@ class Cells:
         return arm
 
     def _found(self, cell: Cell, model: "_Model", arm: Arm, budget_ms: float) -> dict[str, Any]:
-        sound = arm.failure is None
+        failure, loss = arm.failure, arm.val_trace[-1]["val_loss"]
+        if failure is None and not math.isfinite(loss):
+            failure = f"the validation loss at the end is not finite ({loss})"
         active = [step.active for step in arm.steps]
         return {
             **self._identity(cell),
@@ -134,8 +145,8 @@ class Cells:
             "probes": sum(step.probe for step in arm.steps),
             "active_counts": [active.count(k) for k in range(1, model.config.n_layers + 1)],
             "mean_step_ms": statistics.fmean(step.ms for step in arm.steps),
-            "failure": arm.failure,
-            "final_val_loss": arm.val_trace[-1]["val_loss"] if sound else None,
+            "failure": failure,
+            "final_val_loss": loss if failure is None else None,
             "val_trace": arm.val_trace,
         }
 

@@ -5,11 +5,9 @@ from typing import Any
 
 from bench.config import Config, UserError
 from bench.runner import schedule_of
-from bench.trials.arms import CLOCKS, Cell, Study
+from bench.trials.arms import CLOCKS, FEWEST, Cell, Study
 from bench.trials.tables import MistakeError
 from blocksched.schedules.flags import base_name
-
-FEWEST = 10  # seeds of a confirmation
 
 
 def check(study: Study) -> None:

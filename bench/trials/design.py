@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import UserError
-from bench.trials.arms import CLOCKS, Arm, Cell, Study
+from bench.trials.arms import CLOCKS, FEWEST, Arm, Cell, Study
 from bench.trials.checks import check, check_fresh
 from bench.trials.tables import MistakeError, Table, parse
 
-__all__ = ["CLOCKS", "Arm", "Cell", "Study", "load"]
+__all__ = ["CLOCKS", "FEWEST", "Arm", "Cell", "Study", "load"]
 
 
 def load(path: Path, clock: str | None = None) -> Study:

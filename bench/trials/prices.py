@@ -5,6 +5,7 @@ on a probe what measuring adds to a full step. The same prices give the same stu
 """
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -13,12 +14,13 @@ from typing import Any
 
 import torch
 
-from bench.config import Config
+from bench.config import Config, UserError
 from bench.costs import PARTS, Costs, Shape, anchors
 from bench.expected import Expected, Fixed
 from bench.models import model_of, optimizer
-from bench.results import read, write
+from bench.results import read
 from bench.tasks.parts import Task
+from bench.trials.files import keep
 from blocksched import BlockScheduler
 from blocksched.schedules import Plan
 
@@ -82,20 +84,35 @@ class PriceList:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, Any] = read(path) if path.exists() else {}
+        if not isinstance(self._known, dict):
+            raise UserError(f"{path} holds no prices: delete it")
 
     def of(self, task: Task, config: Config, fused: bool) -> Prices:
         """The prices of a cell's model."""
         named = {name: getattr(config, name) for name in _SIZE}
-        size = json.dumps(named | {"teacher": config.task == "teacher", "fused": fused})
+        kernels = "compile" if fused and config.backend == "compile" else fused
+        size = json.dumps(named | {"teacher": config.task == "teacher", "fused": kernels})
         if size not in self._known:
             self._known[size] = _measure(task, config, fused)
-            write(self._path, self._known)
+            keep(self._path, self._known)
+        if not _sound(self._known[size], config.n_layers):
+            raise UserError(f"{self._path} holds no prices of {size}: delete it")
         return Prices(config.n_layers, self._known[size])
 
     @property
     def content(self) -> dict[str, Any]:
         """All of them, as the file has them."""
         return self._known
+
+
+def _sound(plain: Any, n_blocks: int) -> bool:
+    """Whether there is a finite number for every part."""
+    try:
+        known = {(name, Shape(*shape)): ms for name, shape, ms in plain["parts"]}
+        priced = [plain["measuring"], *(known[n, s] for n in PARTS for s in anchors(n_blocks))]
+    except (KeyError, TypeError, ValueError):
+        return False
+    return all(type(ms) in (int, float) and 0 <= ms < math.inf for ms in priced)
 
 
 def _measure(task: Task, config: Config, fused: bool) -> dict[str, Any]:
