@@ -38,13 +38,16 @@ def training(evidences: Sequence[Evidence]) -> str:
     )
 
 
+def unit_of(task: str | None) -> str:
+    """What a task's losses are."""
+    return "nats per byte" if task in _CROSS_ENTROPY else "mean squared error"
+
+
 def by_unit(evidences: Sequence[Evidence]) -> list[tuple[str, str, list[Evidence]]]:
     """Files whose losses can share an axis: an id's suffix, the unit, the files."""
     groups: dict[str, list[Evidence]] = {}
     for evidence in evidences:
-        on_bytes = evidence.config.get("task") in _CROSS_ENTROPY
-        unit = "nats per byte" if on_bytes else "mean squared error"
-        groups.setdefault(unit, []).append(evidence)
+        groups.setdefault(unit_of(evidence.config.get("task")), []).append(evidence)
     return [
         (f"-{i + 1}" if i else "", unit, group) for i, (unit, group) in enumerate(groups.items())
     ]
