@@ -11,12 +11,17 @@ from bench.pages.chart import text
 from bench.pages.looks import Look
 from bench.pages.sections import limits_section, pairs, paragraphs, section, whole
 from bench.pages.study_blocks import blocks
-from bench.pages.study_checks import check
+from bench.pages.study_checks import SCRIPT, check
 from bench.pages.study_curves import leads, losses
 from bench.pages.study_intervals import arm_rows, intervals, pair_rows
 from bench.pages.study_numbers import in_order, looks_of
 from bench.pages.words import setting
 from bench.results import read
+
+
+def is_study(content: Any) -> bool:
+    """Whether the content of a file is meant to be a study's result."""
+    return isinstance(content, Mapping) and content.get("script") == SCRIPT
 
 
 def load_study(path: Path) -> Mapping[str, Any]:
@@ -33,13 +38,12 @@ def load_study(path: Path) -> Mapping[str, Any]:
 
 def study_page(result: Mapping[str, Any]) -> str:
     """The page of a study's result, as `load_study` gives it."""
-    first, *others = study_words.verdicts(result)
+    verdicts = "<br>".join(map(text, study_words.verdicts(result)))
     looks = looks_of(result)
     return whole(
         f"blocksched: {result['name']}",
-        f"<header><p class='note'>{text(_subject(result))}</p><h1>{text(first)}</h1>"
-        + "".join(f"<h1>{text(line)}</h1>" for line in others)
-        + f"{paragraphs(study_words.setup(result))}</header>",
+        f"<header><p class='note'>{text(_subject(result))}</p><h1>{verdicts}</h1>"
+        f"{paragraphs(study_words.setup(result))}</header>",
         *(_task(i, name, result, looks) for i, name in enumerate(result["tasks"])),
         section("method", "How it was judged", paragraphs([result["method"]])),
         limits_section(study_words.limits(result)),
@@ -73,7 +77,7 @@ def _task(i: int, name: str, result: Mapping[str, Any], looks: Mapping[str, Look
         "<h3>Numbers</h3>" + study_tables.numbers(task, base) + study_tables.pairs(arms),
         f"<p class='note'>{text(_NUMBERS)}</p>",
         losses(f"losses-{i}", task, base, looks),
-        leads(f"leads-{i}", task, base, looks),
+        leads(f"leads-{i}", task, base, looks, margin),
         blocks(f"blocks-{i}", arms, order),
         _folded("what each arm is", study_tables.definitions(arms)),
         _folded("every cell", study_tables.cells(task, base)),

@@ -6,7 +6,7 @@ from typing import Any
 from bench.pages.bars import Bar, Part, bars, bars_legend
 from bench.pages.chart import figure
 from bench.pages.columns import percent
-from bench.pages.study_numbers import label
+from bench.pages.study_numbers import cut, label
 
 _QUARTERS = (
     ("up to a quarter of the blocks", "light"),
@@ -19,7 +19,7 @@ _QUARTERS = (
 def blocks(name: str, arms: Mapping[str, Any], order: Sequence[str]) -> str:
     """The figure, of all seeds together; "" if no step was taken."""
     counts = {arm: _counts(arms[arm]["cells"]) for arm in order}
-    found = [_bar(label(arm, arms[arm]), counts[arm]) for arm in order if sum(counts[arm])]
+    found = [_bar(cut(label(arm, arms[arm]), 32), counts[arm]) for arm in order if sum(counts[arm])]
     if not found:
         return ""
     used = {part.pattern for bar in found for part in bar.parts}

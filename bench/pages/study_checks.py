@@ -49,8 +49,8 @@ def _check_task(task: Mapping[str, Any], where: str) -> None:
 
 
 def _check_arm(arm: Mapping[str, Any], arms: Mapping[str, Any], where: str) -> None:
-    for field in ("schedule", "notes"):
-        _text(arm.get(field), f"{field} of {where}")
+    _text(arm.get("schedule"), f"schedule of {where}")
+    _text(arm.get("notes") or "", f"notes of {where}")
     mapping(arm.get("flags"), f"flags of {where}")
     _number_or_none(arm.get("planted"), f"planted of {where}")
     for field, middle in _INTERVALS.items():

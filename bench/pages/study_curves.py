@@ -9,7 +9,7 @@ from bench.pages.columns import percent
 from bench.pages.curves import START, Curve, Point, loss_text, reach
 from bench.pages.looks import Look
 from bench.pages.losses import unit_of
-from bench.pages.study_numbers import change, failed, label
+from bench.pages.study_numbers import change, failed, label, window
 
 _TOGETHER = 5  # arms on a figure, beside the baseline
 
@@ -46,7 +46,7 @@ def losses(name: str, task: Mapping[str, Any], baseline: str, looks: Mapping[str
     arms = task["arms"]
     drawn = _drawn({arm: [_trace(cell) for cell in _sound(each)] for arm, each in arms.items()})
     unit = unit_of(task["flags"].get("task"))
-    tops = [Curve(arm, looks[arm], [Point(100 * s.share, 0, s.high) for s in found])
+    tops = [Curve(arm, looks[arm], [Point(100 * s.share, 0, s.low, s.high) for s in found])
             for arm, found in drawn.items()]  # fmt: skip
     note = "The axis leaves out the steep beginning."
     chart = Chart(name, "Validation loss over the time", f"validation loss, {unit}",
@@ -54,7 +54,9 @@ def losses(name: str, task: Mapping[str, Any], baseline: str, looks: Mapping[str
     return _figures(chart, drawn, baseline, arms, looks)
 
 
-def leads(name: str, task: Mapping[str, Any], baseline: str, looks: Mapping[str, Look]) -> str:
+def leads(
+    name: str, task: Mapping[str, Any], baseline: str, looks: Mapping[str, Look], margin: float
+) -> str:
     """Figures of how far each arm is ahead of the baseline; "" without a pair."""
     arms = task["arms"]
     base = {cell["seed"]: _trace(cell) for cell in _sound(arms.get(baseline, {"cells": []}))}
@@ -63,10 +65,14 @@ def leads(name: str, task: Mapping[str, Any], baseline: str, looks: Mapping[str,
               if base.get(cell["seed"])]
         for arm, each in arms.items() if arm != baseline
     })  # fmt: skip
-    late = [s.mean for found in drawn.values() for s in found if s.share >= START]
+    late = [s for found in drawn.values() for s in found if s.share >= START]
+    reached = [x for s in late for x in (s.low, s.high)]
+    limits = window(reached, min([s.mean for s in late], default=0.0), 100 * margin)
     note = "Against the baseline's loss at the same time, seed by seed; below 0 is better."
+    if any(not limits[0] <= x <= limits[1] for x in reached):
+        note += " What lies beyond the axis is in the table."
     chart = Chart(name, f"Ahead of {baseline} or behind", "difference of the validation loss (%)",
-                  _room([0.0, *late]), lambda x: change(x / 100), note, zero=True)  # fmt: skip
+                  limits, lambda x: change(x / 100), note, zero=True)  # fmt: skip
     return _figures(chart, drawn, baseline, arms, looks)
 
 
@@ -96,12 +102,6 @@ def _against(trace: Trace, base: Trace) -> Trace:
     """In percent of the other's loss at the same time."""
     pairs = [(at, loss, _value_at(base, at)) for at, loss in trace]
     return [(at, 100 * (loss / other - 1)) for at, loss, other in pairs if other]
-
-
-def _room(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    aside = 0.15 * (high - low) or 1.0
-    return low - aside, high + aside
 
 
 def _trace(cell: Mapping[str, Any]) -> Trace:
@@ -135,12 +135,14 @@ def _figures(
     others = [arm for arm in drawn if arm != baseline]
     count = max(1, -(-len(others) // _TOGETHER))
     size = -(-len(others) // count)
+    lacking = [arm for arm in arms if arm not in drawn and (arm != baseline or not chart.zero)]
+    note = f"{chart.note} No curve: {', '.join(lacking)}." if lacking else chart.note
     made = []
     for i in range(count):
         shown = {arm: drawn[arm] for arm in [*base, *others[size * i : size * (i + 1)]]}
         part = f" ({i + 1} of {count})" if count > 1 else ""
         names = {arm: label(arm, arms[arm]) for arm in shown}
-        made.append(_figure(chart, i, part, shown, names, looks))
+        made.append(_figure(chart._replace(note=note), i, part, shown, names, looks))
     return "".join(made)
 
 

@@ -6,9 +6,18 @@ from typing import Any, NamedTuple
 from bench.pages.cells import swatches
 from bench.pages.chart import NARROW, Drawing, Frame, Series, figure, mark, text
 from bench.pages.looks import Look
-from bench.pages.study_numbers import between, by_seed, change, in_order, label, said_verdict
+from bench.pages.study_numbers import (
+    between,
+    by_seed,
+    change,
+    cut,
+    in_order,
+    label,
+    said_verdict,
+    window,
+)
 
-_NAMES, _VERDICTS = 220.0, 150.0  # pixels of the columns beside the intervals, on a screen
+_NAMES, _VERDICTS = 260.0, 150.0  # pixels of the columns beside the intervals, on a screen
 _LETTER = 7.0  # pixels, rather more than less
 _INTERVAL = 'style="stroke:var(--ink);stroke-width:1.5;fill:none"'
 _SEED = 'style="fill:var(--soft);fill-opacity:.7"'
@@ -54,7 +63,7 @@ def intervals(
     """The figure; "" without rows. `null` is the loss change of the null arm."""
     if not rows:
         return ""
-    span = _span(rows, margin, null)
+    span = _span(rows, margin)
     return figure(
         name,
         title,
@@ -88,20 +97,10 @@ def _draw(
     return Drawing(frame.height, svg, series)
 
 
-def _span(
-    rows: Sequence[Row], margin: float, null: Mapping[str, Any] | None
-) -> tuple[float, float]:
-    """What the axis shows: the best arms well, the worst of the losers perhaps not."""
-    means = [_mean(row) for row in rows if _known(row)]
-    ends = [x for row in rows if _known(row) for x in _ends(row.loss)]
-    ends += [x for row in rows for _, x in row.seeds] + means
-    wide = max(4 * margin, 2.5 * max((-x for x in means), default=0.0))
-    if null is not None:
-        wide = max(wide, 1.2 * min(max(abs(x) for x in _ends(null)), 25 * margin))
-    low = max(min([*ends, -1.5 * margin]), -wide)
-    high = min(max([*ends, 1.5 * margin]), 3 * wide)
-    aside = 0.04 * (high - low)
-    return low - aside, high + aside
+def _span(rows: Sequence[Row], margin: float) -> tuple[float, float]:
+    known = [row for row in rows if _known(row)]
+    values = [x for row in known for x in (*_ends(row.loss), *(x for _, x in row.seeds))]
+    return window(values, min([_mean(row) for row in known], default=0.0), margin)
 
 
 def _ground(frame: Frame, margin: float, null: Mapping[str, Any] | None) -> str:
@@ -120,8 +119,7 @@ def _words(frame: Frame, row: Row, y: float, narrow: bool) -> str:
     """The name before the interval and the verdict behind it, or both above it."""
     verdict = said_verdict(row.judged)
     room = frame.width - 20 - _LETTER * 1.2 * len(verdict) if narrow else _NAMES - 20
-    most = int(room / _LETTER)
-    name = row.name if len(row.name) <= most else f"{row.name[: most - 2]}.."
+    name = cut(row.name, int(room / _LETTER))
     bold = ' style="font-weight:700"' if verdict == "WIN" else ""
     return (
         f'<text class="on" x="4" y="{y:g}">{text(name)}</text>'

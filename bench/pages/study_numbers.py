@@ -29,9 +29,21 @@ def between(low: float | None, high: float | None) -> str:
     """An interval of relative changes."""
     if low is None and high is None:
         return "no interval"
-    ends = [no if end is None else change(end) for end, no in ((low, "no low bound"),
-            (high, "no high bound"))]  # fmt: skip
-    return " to ".join(ends)
+    if low is None or high is None:
+        return f"above {change(low)}" if low is not None else f"below {change(high or 0.0)}"
+    return f"{change(low).removesuffix(' %')} to {change(high)}"
+
+
+def window(values: Sequence[float], best: float, margin: float) -> tuple[float, float]:
+    """The part of an axis of relative changes that shows the best arms well, and 0 and the margin.
+
+    The worst of the losers may lie beyond it. `best` is the lowest mean.
+    """
+    wide = max(4 * margin, -2.5 * best)
+    low = max(min([*values, -1.5 * margin]), -wide)
+    high = min(max([*values, 1.5 * margin]), 3 * wide)
+    aside = 0.04 * (high - low)
+    return low - aside, high + aside
 
 
 def said_loss(loss: Mapping[str, Any] | None) -> str:
@@ -104,3 +116,8 @@ def listed_names(names: Sequence[str], most: int = 3) -> str:
     if len(names) > most:
         shown.append(f"{len(names) - most} more")
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def cut(name: str, most: int) -> str:
+    """A name at most so many letters long."""
+    return name if len(name) <= most else f"{name[: most - 2]}.."

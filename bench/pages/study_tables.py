@@ -18,7 +18,7 @@ from bench.pages.study_numbers import (
 from bench.pages.words import setting
 
 _NUMBERS = ("arm", "verdict", "loss change", "its interval", "time to its loss", "its interval",
-            "step time", "its interval", "steps", "seeds")  # fmt: skip
+            "steps", "seeds", "step time", "its interval")  # fmt: skip
 _PAIRS = ("arm", "against", "verdict", "loss change", "its interval")
 _CELLS = ("arm", "seed", "final loss", "against the baseline", "steps", "probes", "ms a step",
           "time had", "failure")  # fmt: skip
@@ -39,7 +39,7 @@ def pairs(arms: Mapping[str, Any]) -> str:
         for name, arm in arms.items()
         for rival, pair in arm["against"].items()
     ]
-    return _table(_PAIRS, lines) if lines else ""
+    return _table(_PAIRS, lines, kind="words") if lines else ""
 
 
 def cells(task: Mapping[str, Any], baseline: str) -> str:
@@ -72,17 +72,18 @@ def _numbers(name: str, arm: Mapping[str, Any], is_baseline: bool) -> list[str]:
         "-" if loss is None else between(loss["low"], loss["high"]),
         "-" if time is None else share(time["median"], "not reached"),
         "-" if time is None else _shares(time),
-        "-" if step is None else share(step["mean"], "-"),
-        "-" if step is None else _shares(step),
         _range(steps),
         str(good) if good == len(steps) else f"{good} of {len(steps)}",
+        "-" if step is None else share(step["mean"], "-"),
+        "-" if step is None else _shares(step),
     ]
 
 
 def _shares(interval: Mapping[str, Any]) -> str:
     if interval["low"] is None and interval["high"] is None:
         return "no interval"
-    return f"{share(interval['low'], 'no bound')} to {share(interval['high'], 'no bound')}"
+    low, high = (share(interval[end], "no bound") for end in ("low", "high"))
+    return f"{low.removesuffix(' %') if interval['high'] is not None else low} to {high}"
 
 
 def _mean(loss: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ def summary(evidence: Evidence, stream: TextIO | None = None) -> list[str]:
     """
     width = shutil.get_terminal_size().columns
     levels = levels_of(sys.stdout if stream is None else stream)
-    lines = [_printable(f"{evidence.name}: {headline(evidence)[0]}")]
+    lines = [printable(f"{evidence.name}: {headline(evidence)[0]}")]
     if evidence.runs:
         cells = grid(evidence.content["results"], evidence.on_cpu)
         lines += _tables([[_name(line[0]), *line[1:]] for line in cells], width)
@@ -63,7 +63,7 @@ def _story(run: Run) -> str:
     if row["elapsed_ms"] is not None:
         end += f" after {row['elapsed_ms'] / 1e3:,.1f} s"
     if row["failure"] is not None:
-        end += f"; stopped: {_printable(row['failure'])}"
+        end += f"; stopped: {printable(row['failure'])}"
     return f"{_name(run.name)}: {end}"
 
 
@@ -99,10 +99,10 @@ def _curve(
 
 def _name(name: str) -> str:
     """At most so long that a table stays one."""
-    shown = _printable(name)
+    shown = printable(name)
     return shown if len(shown) <= _NAME else f"{shown[: _NAME - 2]}.."
 
 
-def _printable(words: str) -> str:
+def printable(words: str) -> str:
     """Nothing that a terminal would obey, or show wider than a character."""
     return ascii(words)[1:-1]
