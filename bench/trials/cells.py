@@ -49,6 +49,11 @@ class Cells:
         self.done: dict[Cell, dict[str, Any]] = {}
         for cells in self.rounds():
             path = self._path(cells)
+            if study.name in (path.stem, "prices"):
+                raise UserError(
+                    f"{study.path} must not be named {study.name}, as a file of its cells is: "
+                    "rename it, since the result gets its name"
+                )
             if path.exists():
                 self._take(path, cells)
 
