@@ -64,7 +64,6 @@ def _task(i: int, name: str, result: Mapping[str, Any], looks: Mapping[str, Look
     null = arms[result["null"]]["loss"] if result["null"] in arms else None
     if null is not None and null["low"] is None:
         null = None
-    order = [*([base] if base in arms else []), *in_order(arms, base)]
     return section(
         f"task-{i}",
         f"Task {name}",
@@ -73,17 +72,19 @@ def _task(i: int, name: str, result: Mapping[str, Any], looks: Mapping[str, Look
                   arm_rows(arms, base, looks), margin, null, _READ),
         intervals(f"against-{i}", f"Final loss against each other, {name}",
                   pair_rows(arms, looks), margin, null, _PAIRS),
-        "<h3>In words</h3>" + paragraphs(study_words.reasons(task, base)),
+        _folded("why, arm by arm", paragraphs(study_words.reasons(task, base)),
+                shown=len(arms) <= _FEW),
         "<h3>Numbers</h3>" + study_tables.numbers(task, base) + study_tables.pairs(arms),
         f"<p class='note'>{text(_NUMBERS)}</p>",
         losses(f"losses-{i}", task, base, looks),
         leads(f"leads-{i}", task, base, looks, margin),
-        blocks(f"blocks-{i}", arms, order),
+        blocks(f"blocks-{i}", arms, [base, *in_order(arms, base)]),
         _folded("what each arm is", study_tables.definitions(arms)),
         _folded("every cell", study_tables.cells(task, base)),
     )  # fmt: skip
 
 
+_FEW = 10  # arms whose reasons are shown at once
 _READ = "An arm is better where its whole interval is left of 0 and of the noise floor."
 _PAIRS = "The first of each pair is better where its whole interval is left of 0."
 _NUMBERS = (
@@ -116,5 +117,7 @@ def _settings(result: Mapping[str, Any]) -> str:
     )
 
 
-def _folded(summary: str, content: str) -> str:
-    return f"<details><summary>{text(summary)}</summary>{content}</details>"
+def _folded(summary: str, content: str, shown: bool = False) -> str:
+    return (
+        f"<details{' open' if shown else ''}><summary>{text(summary)}</summary>{content}</details>"
+    )

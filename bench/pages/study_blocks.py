@@ -8,6 +8,7 @@ from bench.pages.chart import figure
 from bench.pages.columns import percent
 from bench.pages.study_numbers import cut, label
 
+_NAME = 26  # letters, beside which the average has room on a phone
 _QUARTERS = (
     ("up to a quarter of the blocks", "light"),
     ("up to half", "dots"),
@@ -19,7 +20,9 @@ _QUARTERS = (
 def blocks(name: str, arms: Mapping[str, Any], order: Sequence[str]) -> str:
     """The figure, of all seeds together; "" if no step was taken."""
     counts = {arm: _counts(arms[arm]["cells"]) for arm in order}
-    found = [_bar(cut(label(arm, arms[arm]), 32), counts[arm]) for arm in order if sum(counts[arm])]
+    found = [
+        _bar(cut(label(arm, arms[arm]), _NAME), counts[arm]) for arm in order if sum(counts[arm])
+    ]
     if not found:
         return ""
     used = {part.pattern for bar in found for part in bar.parts}

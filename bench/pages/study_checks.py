@@ -34,18 +34,22 @@ def check(content: Any) -> Mapping[str, Any]:
     if top.get("prices") is not None:
         mapping(top["prices"], "prices")
     for name, task in mapping(top.get("tasks"), "tasks").items():
-        _check_task(mapping(task, f"task {name!r}"), f"task {name!r}")
+        _check_task(mapping(task, f"task {name!r}"), top["baseline"], f"task {name!r}")
     return top
 
 
-def _check_task(task: Mapping[str, Any], where: str) -> None:
+def _check_task(task: Mapping[str, Any], baseline: str, where: str) -> None:
     for field in ("info", "flags"):
         mapping(task.get(field), f"{field} of {where}")
     count(task.get("comparisons"), f"comparisons of {where}")
     _share(task.get("level"), f"level of {where}")
     arms = mapping(task.get("arms"), f"arms of {where}")
+    if baseline not in arms:
+        raise ValueError(f"the arms of {where} lack the baseline {baseline!r}")
     for name, arm in arms.items():
         _check_arm(mapping(arm, f"arm {name!r}"), arms, f"{name!r}, {where}")
+        if name != baseline:
+            _check_verdict(arm, f"{name!r}, {where}")
 
 
 def _check_arm(arm: Mapping[str, Any], arms: Mapping[str, Any], where: str) -> None:
@@ -56,7 +60,6 @@ def _check_arm(arm: Mapping[str, Any], arms: Mapping[str, Any], where: str) -> N
     for field, middle in _INTERVALS.items():
         if arm.get(field) is not None:
             _check_interval(arm[field], middle, f"{field} of {where}")
-    _check_verdict(arm, where)
     for rival, pair in mapping(arm.get("against"), f"against of {where}").items():
         both = f"{where}, against {rival!r}"
         if rival not in arms:
@@ -71,7 +74,8 @@ def _check_cell(cell: Mapping[str, Any], where: str) -> None:
     for field in _COUNTS:
         count(cell.get(field), f"{field} in a cell of {where}")
     for field in ("budget_ms", "elapsed_ms"):
-        number(cell.get(field), f"{field} in a cell of {where}")
+        if number(cell.get(field), f"{field} in a cell of {where}") <= 0:
+            raise ValueError(f"{field} in a cell of {where} must be above 0, got {cell[field]}")
     for field in ("final_val_loss", "mean_step_ms"):
         number_or_none(cell.get(field), f"{field} in a cell of {where}")
     if cell.get("failure") is not None:
@@ -92,10 +96,8 @@ def _check_interval(value: Any, middle: str, what: str) -> None:
 
 
 def _check_verdict(judged: Mapping[str, Any], where: str) -> None:
-    if judged.get("verdict") is not None:
-        _one_of(judged["verdict"], _VERDICTS, f"the verdict of {where}")
-    if judged.get("why") is not None:
-        _text(judged["why"], f"why of {where}")
+    _one_of(judged.get("verdict"), _VERDICTS, f"the verdict of {where}")
+    _text(judged.get("why"), f"why of {where}")
 
 
 def _number_or_none(value: Any, what: str) -> None:

@@ -59,7 +59,7 @@ def leads(
 ) -> str:
     """Figures of how far each arm is ahead of the baseline; "" without a pair."""
     arms = task["arms"]
-    base = {cell["seed"]: _trace(cell) for cell in _sound(arms.get(baseline, {"cells": []}))}
+    base = {cell["seed"]: _trace(cell) for cell in _sound(arms[baseline])}
     drawn = _drawn({
         arm: [_against(_trace(cell), base[cell["seed"]]) for cell in _sound(each)
               if base.get(cell["seed"])]
@@ -105,10 +105,10 @@ def _against(trace: Trace, base: Trace) -> Trace:
 
 
 def _trace(cell: Mapping[str, Any]) -> Trace:
-    """Shares of the time with the losses then."""
+    """The last step may end a little after the time that was given: that is its end too."""
     budget = cell["budget_ms"]
-    return [(point["elapsed_ms"] / budget, point["val_loss"]) for point in cell["val_trace"]
-            if budget > 0 and point["val_loss"] is not None]  # fmt: skip
+    return [(min(1.0, point["elapsed_ms"] / budget), point["val_loss"])
+            for point in cell["val_trace"] if point["val_loss"] is not None]  # fmt: skip
 
 
 def _value_at(trace: Trace, at: float) -> float:

@@ -38,9 +38,8 @@ class Row(NamedTuple):
 
 def arm_rows(arms: Mapping[str, Any], baseline: str, looks: Mapping[str, Look]) -> list[Row]:
     """The arms against the baseline."""
-    base = arms.get(baseline, {"cells": []})
     return [
-        Row(label(name, arm), looks[name], arm, arm["loss"], by_seed(arm, base))
+        Row(label(name, arm), looks[name], arm, arm["loss"], by_seed(arm, arms[baseline]))
         for name in in_order(arms, baseline)
         for arm in [arms[name]]
     ]

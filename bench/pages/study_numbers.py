@@ -55,7 +55,7 @@ def said_loss(loss: Mapping[str, Any] | None) -> str:
 
 def said_verdict(judged: Mapping[str, Any]) -> str:
     """The verdict as words."""
-    return (judged["verdict"] or "not judged").replace("_", " ")
+    return str(judged["verdict"]).replace("_", " ")
 
 
 def looks_of(result: Mapping[str, Any]) -> dict[str, Look]:
@@ -105,6 +105,8 @@ def label(name: str, arm: Mapping[str, Any]) -> str:
     said = []
     if arm["planted"] is not None:
         said.append(f"planted: time x{arm['planted']:g}")
+    if not arm["cells"]:
+        said.append("not run")
     if failures(arm):
         said.append(f"{failures(arm)} of {len(arm['cells'])} failed")
     return f"{name} ({', '.join(said)})" if said else name

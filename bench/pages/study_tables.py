@@ -28,7 +28,7 @@ _ARMS = ("arm", "schedule", "flags of its own")
 def numbers(task: Mapping[str, Any], baseline: str) -> str:
     """Every number of every arm, the baseline first."""
     arms = task["arms"]
-    shown = [*([baseline] if baseline in arms else []), *in_order(arms, baseline)]
+    shown = [baseline, *in_order(arms, baseline)]
     return _table(_NUMBERS, [_numbers(name, arms[name], name == baseline) for name in shown])
 
 
@@ -45,11 +45,9 @@ def pairs(arms: Mapping[str, Any]) -> str:
 def cells(task: Mapping[str, Any], baseline: str) -> str:
     """Every cell, the baseline's first."""
     arms = task["arms"]
-    base = arms.get(baseline, {"cells": []})
-    shown = [*([baseline] if baseline in arms else []), *in_order(arms, baseline)]
-    return _table(
-        _CELLS, [line for name in shown for line in _cells(name, arms[name], base)], kind="cells"
-    )
+    shown = [baseline, *in_order(arms, baseline)]
+    lines = [line for name in shown for line in _cells(name, arms[name], arms[baseline])]
+    return _table(_CELLS, lines, kind="cells")
 
 
 def definitions(arms: Mapping[str, Any]) -> str:

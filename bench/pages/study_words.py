@@ -70,8 +70,8 @@ def reasons(task: Mapping[str, Any], baseline: str) -> list[str]:
     lines = []
     for name in in_order(arms, baseline):
         arm = arms[name]
-        lines.append(f"{name}: {said_verdict(arm)}. {arm['why'] or ''}".strip())
-        lines += [f"  against {rival}: {said_verdict(pair)}. {pair['why'] or ''}".rstrip()
+        lines.append(f"{name}: {said_verdict(arm)}. {arm['why']}")
+        lines += [f"  against {rival}: {said_verdict(pair)}. {pair['why']}"
                   for rival, pair in arm["against"].items()]  # fmt: skip
     return lines
 
@@ -166,7 +166,7 @@ def _sizes(result: Mapping[str, Any]) -> list[str]:
         f"{steps:,} steps of {result['baseline']}"
         for task in result["tasks"].values()
         for flags in [task["flags"]]
-        for cells in [task["arms"].get(result["baseline"], {"cells": []})["cells"]]
+        for cells in [task["arms"][result["baseline"]]["cells"]]
         for steps in [max((cell["steps"] for cell in cells), default=0)]
     }
     return [f"Model and length: {size}; larger or longer is not shown." for size in sorted(sizes)]
