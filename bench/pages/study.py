@@ -118,6 +118,5 @@ def _settings(result: Mapping[str, Any]) -> str:
 
 
 def _folded(summary: str, content: str, shown: bool = False) -> str:
-    return (
-        f"<details{' open' if shown else ''}><summary>{text(summary)}</summary>{content}</details>"
-    )
+    begin = "<details open>" if shown else "<details>"
+    return f"{begin}<summary>{text(summary)}</summary>{content}</details>"

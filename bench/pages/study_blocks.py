@@ -19,10 +19,8 @@ _QUARTERS = (
 
 def blocks(name: str, arms: Mapping[str, Any], order: Sequence[str]) -> str:
     """The figure, of all seeds together; "" if no step was taken."""
-    counts = {arm: _counts(arms[arm]["cells"]) for arm in order}
-    found = [
-        _bar(cut(label(arm, arms[arm]), _NAME), counts[arm]) for arm in order if sum(counts[arm])
-    ]
+    named = [(label(arm, arms[arm]), _counts(arms[arm]["cells"])) for arm in order]
+    found = [_bar(cut(words, _NAME), counts) for words, counts in named if sum(counts)]
     if not found:
         return ""
     used = {part.pattern for bar in found for part in bar.parts}

@@ -1,7 +1,5 @@
 """A study's file: what is refused, and what the command writes and says."""
 
-import json
-
 import pytest
 
 from bench.config import UserError
@@ -71,7 +69,7 @@ GROW = "tasks/text/arms/grow"
         (f"{GROW}/against", {"gone": {}}, "against 'gone': there is no such arm"),
         (f"{GROW}/cells/0/seed", 1.5, "seed in a cell of 'grow', task 'text'"),
         (f"{GROW}/cells/0/final_val_loss", "low", "final_val_loss in a cell"),
-        (f"{GROW}/cells/0/budget_ms", 0, "budget_ms in a cell of 'grow', task 'text' must be above"),
+        (f"{GROW}/cells/0/budget_ms", 0, "budget_ms in a cell of 'grow', task 'text' must be"),
         (f"{GROW}/cells/0/failure", 1, "failure in a cell"),
         (f"{GROW}/cells/0/active_counts", [1.5], "active_counts of 'grow'"),
         (f"{GROW}/cells/0/val_trace", [[]], "val_trace of 'grow', task 'text' must be an object"),
@@ -79,7 +77,7 @@ GROW = "tasks/text/arms/grow"
 )  # fmt: skip
 def test_what_is_no_study_is_refused_in_a_line(place, value, says, tmp_path):
     path = tmp_path / "a.json"
-    path.write_text(json.dumps(put(study(), place, value)))
+    write(path, put(study(), place, value))
     with pytest.raises(UserError) as caught:
         load_study(path)
     assert says in str(caught.value)

@@ -13,13 +13,15 @@ def test_one_arm_that_wins_is_named_with_its_interval():
 
 
 def test_several_that_win():
-    made = study({"again": 0.0, **{f"good{i}": -0.05 - i / 1000 for i in range(5)}}, against=())
+    made = study(
+        {"again": 0.0, **{f"good{i}": -0.05 - i / 1000 for i in range(5)}}, against=(), noise=1e-6
+    )
     (said,) = verdicts(made)
     assert said == "text: good4, good3, good2 and 2 more win against full_update."
 
 
 def test_neither_a_planted_arm_nor_the_null_wins():
-    made = study({"again": 0.0, "slow": -0.05})
+    made = study({"again": 0.0, "slow": -0.05, "top4": 0.002})
     arms = made["tasks"]["text"]["arms"]
     arms["again"]["verdict"] = "WIN"
     assert arms["slow"]["verdict"] == "WIN"
