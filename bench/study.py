@@ -15,9 +15,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench.config import UserError
 from bench.provenance import uncommitted
+from bench.report import write_study_page
 from bench.runner import Terminated, Termination
+from bench.trials.arms import CLOCKS, Study
 from bench.trials.cells import Cells
-from bench.trials.design import CLOCKS, load
+from bench.trials.design import load
+from bench.trials.files import keep
+from bench.trials.result import document
+from bench.trials.summary import lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,17 +33,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         study = load(Path(given.study), given.clock)
         if study.confirms:
             _require_committed(study.path)
-        cells = Cells(study, Path(given.out or Path("results") / study.name))
-        cells.run()
+        folder = Path(given.out or Path("results") / study.name)
+        cells = Cells(study, folder)
+        code = 0
+        try:
+            cells.run()
+        except KeyboardInterrupt as interrupt:
+            print("\nInterrupted; the same command goes on.", file=sys.stderr)
+            code = 143 if isinstance(interrupt, Terminated) else 130
+        _conclude(study, cells, folder / f"{study.name}.json")
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt as interrupt:
-        print("\nInterrupted; the same command goes on.", file=sys.stderr)
-        return 143 if isinstance(interrupt, Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return 0
+    return code
+
+
+def _conclude(study: Study, cells: Cells, path: Path) -> None:
+    """Write the result and its page, and print what it says."""
+    prices = cells.prices.content if study.clock == "cost" else None
+    result = document(study, cells.done, prices)
+    keep(path, result)
+    print("\n" + "\n".join(lines(result)))
+    print(f"\nResult file: {path}\nAs a page: {write_study_page(path)}")
 
 
 def _require_committed(path: Path) -> None:
