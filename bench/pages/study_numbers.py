@@ -59,8 +59,10 @@ def said_verdict(judged: Mapping[str, Any]) -> str:
 
 
 def looks_of(result: Mapping[str, Any]) -> dict[str, Look]:
-    """One look an arm, in the order of the file: any few in a row differ in colour."""
-    names = dict.fromkeys(name for task in result["tasks"].values() for name in task["arms"])
+    """One look an arm: any few that ran differ in colour, in the order of the file."""
+    arms = [arm for task in result["tasks"].values() for arm in task["arms"].items()]
+    ran = [name for name, arm in arms if len(arm["cells"]) > failures(arm)]
+    names = dict.fromkeys([*ran, *(name for name, _ in arms)])
     names.pop(result["baseline"], None)
     found = {result["baseline"]: look("full_update", 0)}
     for i, name in enumerate(names):

@@ -155,6 +155,16 @@ def test_twenty_arms_are_split_and_their_colours_differ():
     assert len({(look.color, look.dash, look.marker) for look in looks.values()}) == 21
 
 
+def test_arms_that_did_not_run_take_no_colour_from_those_that_did():
+    content = CORNERS["twenty arms"]()
+    arms = content["tasks"]["text"]["arms"]
+    ran = ["full_update", "arm_0", "arm_7", "arm_14"]  # of one colour if all were counted
+    for name in set(arms) - set(ran):
+        arms[name]["cells"] = []
+    looks = looks_of(content)
+    assert len({looks[name].color for name in ran}) == 4
+
+
 def test_blocks_are_counted_over_all_seeds():
     content = study()
     arms = content["tasks"]["text"]["arms"]
