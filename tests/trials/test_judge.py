@@ -5,7 +5,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.trials import judge
@@ -132,6 +132,7 @@ def test_the_reasons_have_the_numbers():
 _BOUNDS = st.tuples(*[st.floats(-0.5, 0.5)] * 3).map(sorted)
 
 
+@settings(deadline=None)
 @given(_BOUNDS, _BOUNDS, st.sampled_from([SHORTER, LONGER]))
 def test_of_two_arms_the_better_one_wins_what_the_other_loses(loss, floor, step):
     def turned(x):
