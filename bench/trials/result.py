@@ -138,7 +138,7 @@ def _judged(study: Study, found: Comparison | None, floor: Interval | None) -> d
         return dict.fromkeys(("loss", "time", "step", "verdict", "why"))
     reservation = judge.reservation(study, found)
     word, why = judge.against_baseline(found, study.margin, floor, reservation)
-    if study.null is None:
+    if study.null is None and found.pairs > 1:
         why += " No null arm shows how large the noise is."
     return {
         "loss": _plain("mean", found.loss),

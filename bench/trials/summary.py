@@ -22,7 +22,7 @@ def _task(document: Mapping[str, Any], name: str, task: Mapping[str, Any]) -> li
     losses = [cell["final_val_loss"] for cell in cells if cell["final_val_loss"] is not None]
     mean = number(statistics.fmean(losses) if losses else None, ".4f")
     head = [
-        f"{name}: against {baseline}, which ends at {mean} (mean of {len(losses)} seeds); "
+        f"{name}: against {baseline}, which ends at {mean}, the mean of {len(losses)}; "
         f"{task['comparisons']} comparisons, each interval at {task['level']:.2%}"
     ]
     columns = ["arm", "loss", "interval", "time to its loss", "step", "verdict"]

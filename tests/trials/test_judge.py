@@ -153,7 +153,7 @@ def drawn(n: int, change: float, noise: float, level: float, source: random.Rand
     return found(relative_change([math.exp(x) for x in logs], level), step=SHORTER)
 
 
-def share(wanted: str, change: float, noise: float, *, n=10, level=0.95, draws=2000) -> float:
+def share(wanted: str, change: float, noise: float, *, n=10, level=0.95, draws=500) -> float:
     """How often the verdict is `wanted`, with a null arm of the same noise."""
     source = random.Random(1)
     words = []
@@ -164,18 +164,18 @@ def share(wanted: str, change: float, noise: float, *, n=10, level=0.95, draws=2
 
 
 def test_the_verdict_can_tell():
-    assert share(NO_DIFFERENCE, 0.0, 0.003, draws=500) > 0.99
-    assert share(WIN, -0.04, 0.003, draws=500) > 0.99
-    assert share(FASTER_BUT_WORSE, 0.04, 0.003, draws=500) > 0.99
-    assert share(INCONCLUSIVE, 0.0, 0.05, draws=500) > 0.95
+    assert share(NO_DIFFERENCE, 0.0, 0.003, draws=200) > 0.99
+    assert share(WIN, -0.04, 0.003, draws=200) > 0.99
+    assert share(FASTER_BUT_WORSE, 0.04, 0.003, draws=200) > 0.99
+    assert share(INCONCLUSIVE, 0.0, 0.05, draws=200) > 0.95
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_arms_that_are_the_baseline_seldom_win(level):
     noise = 0.05  # so large that the margin keeps nothing back
     source = random.Random(2)
-    alone = [word(drawn(10, 0.0, noise, level, source), None) for _ in range(2000)]
+    alone = [word(drawn(10, 0.0, noise, level, source), None) for _ in range(1000)]
     one_side = (1 - level) / 2
-    error = 3.5 * math.sqrt(one_side * (1 - one_side) / 2000)
-    assert alone.count(WIN) / 2000 == pytest.approx(one_side, abs=error)
+    error = 3.5 * math.sqrt(one_side * (1 - one_side) / 1000)
+    assert alone.count(WIN) / 1000 == pytest.approx(one_side, abs=error)
     assert share(WIN, 0.0, noise, level=level) < one_side

@@ -154,6 +154,7 @@ def test_an_incomplete_study_says_what_it_can(whole):
     assert top4["why"].endswith(": not certainly earlier.")
     nothing = document(asked, {}, None)["tasks"]["text"]
     assert nothing["info"] == {}
+    assert document(dataclasses.replace(asked, null=None), {}, None)["tasks"]["text"] == nothing
     assert nothing["arms"]["top4"]["why"] == "An interval needs 2 pairs of seeds, got 0."
     assert nothing["arms"]["top4"]["against"]["grow"]["mean"] is None
     assert lines(document(asked, {}, None))[-2].startswith("Incomplete")
