@@ -21,6 +21,7 @@ from bench.trials.arms import CLOCKS, Study
 from bench.trials.cells import Cells
 from bench.trials.design import load
 from bench.trials.files import keep
+from bench.trials.inference import scipy_stats
 from bench.trials.result import document
 from bench.trials.summary import lines
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         study = load(Path(given.study), given.clock)
         if study.confirms:
             _require_committed(study.path)
+        scipy_stats()  # or it would be missed when all has run
         folder = Path(given.out or Path("results") / study.name)
         cells = Cells(study, folder)
         code = 0
