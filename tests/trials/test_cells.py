@@ -147,10 +147,9 @@ def test_the_clock_is_the_sum_of_prices_of_what_was_planned(made, watched):
         assert cell["val_trace"][-1]["elapsed_ms"] == cell["elapsed_ms"]
 
 
-@pytest.mark.parametrize("steps", [6, 7, 11, 13])
+@pytest.mark.parametrize("steps", [7, 13, 20])
 def test_the_baseline_takes_the_steps_that_set_the_budget(steps, made):
     path = made({"full_update": {}}, ONE, steps=steps)
-    write_prices(path.parent / "out", factor=0.1)
     found = run(path).done
     assert found["text", "full_update", 1]["steps"] == steps
 
