@@ -113,6 +113,7 @@ def test_pairs_are_against_the_rival():
 
 def test_the_window_shows_the_best_and_the_margin():
     assert window([-0.02, 0.5], -0.02, 0.01) == pytest.approx((-0.027, 0.157), abs=2e-3)
+    assert window([-5.0, 5.0], -0.02, 0.01) == pytest.approx((-0.058, 0.158), abs=1e-6)
     low, high = window([], 0.0, 0.01)
     assert low < -0.01 < 0.01 < high
 
