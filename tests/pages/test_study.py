@@ -82,6 +82,8 @@ def test_markup_in_names_stays_text(open_page):
     assert opened.title() == "blocksched: <b>x</b><script>alert(1)</script>"
     assert opened.query_selector("b") is None
     assert opened.query_selector("img") is None
+    scripts = opened.eval_on_selector_all("script", "all => all.map(one => one.textContent)")
+    assert "alert(1)" not in scripts  # a name that became one
     opened.query_selector("figure.chart").focus()
     opened.keyboard.press("End")
 
