@@ -23,6 +23,7 @@ from bench.tasks.parts import Task
 from bench.train import Arm
 
 _SCRIPT = "bench/run.py"
+_SEALED = (_SCRIPT, "bench/study.py")  # those that end with the sha256 of the rest
 _SEAL = b',\n "sha256": "'
 
 
@@ -69,7 +70,7 @@ def parse(content: bytes) -> Any:
     Raises ValueError if it is none, or if it is of `write` and not what that wrote.
     """
     value = json.loads(content)
-    if isinstance(value, dict) and (value.get("script") == _SCRIPT or "sha256" in value):
+    if isinstance(value, dict) and (value.get("script") in _SEALED or "sha256" in value):
         body, _, _ = content.rpartition(_SEAL)
         if content != _sealed(body + b"\n}"):
             raise ValueError("it does not have the sha256 that it ends with, so it was changed")

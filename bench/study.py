@@ -31,25 +31,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     previous = signal.signal(signal.SIGTERM, Termination())
     try:
-        study = load(Path(given.study), given.clock)
-        if study.confirms:
-            _require_committed(study.path)
-        scipy_stats()  # or it would be missed when all has run
-        folder = Path(given.out or Path("results") / study.name)
-        cells = Cells(study, folder)
-        code = 0
-        try:
-            cells.run()
-        except KeyboardInterrupt as interrupt:
-            print("\nInterrupted; the same command goes on.", file=sys.stderr)
-            code = 143 if isinstance(interrupt, Terminated) else 130
-        _conclude(study, cells, folder / f"{study.name}.json")
+        _run(given)
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interrupt:
+        print("\nInterrupted; the same command goes on.", file=sys.stderr)
+        return 143 if isinstance(interrupt, Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return code
+    return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    study = load(Path(given.study), given.clock)
+    if study.confirms:
+        _require_committed(study.path)
+    scipy_stats()  # or it would be missed when all has run
+    folder = Path(given.out or Path("results") / study.name)
+    cells = Cells(study, folder)
+    target = folder / f"{study.name}.json"
+    try:
+        cells.run()
+    except KeyboardInterrupt:
+        _conclude(study, cells, target)
+        raise
+    _conclude(study, cells, target)
 
 
 def _conclude(study: Study, cells: Cells, path: Path) -> None:

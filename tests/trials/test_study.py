@@ -106,7 +106,7 @@ def test_stopped_at_any_step(at, error, made, whole, monkeypatch, capsys):
     finish(path, whole, monkeypatch)
 
 
-@pytest.mark.parametrize("at", [1, 2, 4])
+@pytest.mark.parametrize("at", [1, 4, 5, 6])  # four cells, the result, its page
 def test_stopped_in_any_writing(at, made, whole, monkeypatch):
     path, count, fsync = made(), itertools.count(1), os.fsync
 
@@ -120,6 +120,14 @@ def test_stopped_in_any_writing(at, made, whole, monkeypatch):
         assert main(line(path)) == 130
     assert not list((path.parent / "out").glob("*.tmp"))
     finish(path, whole, monkeypatch)
+
+
+def test_stopped_before_the_first_step(made, monkeypatch):
+    def stopped(*_):
+        raise Terminated
+
+    monkeypatch.setattr(bench.study, "load", stopped)
+    assert main(line(made())) == 143
 
 
 def start(path: Path) -> subprocess.Popen:
