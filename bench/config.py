@@ -50,8 +50,9 @@ class Config(_OfSchedules):
     )
     preset: str = choice(
         "auto",
-        "seed: the experiment's size; small: for a CPU; auto: seed on CUDA, else small",
-        ("auto", "seed", "small"),
+        "seed: the experiment's size; small: for a CPU; auto: seed on CUDA, else small; "
+        "recommended: as auto, against full_update what docs/results.md says, if anything",
+        ("auto", "seed", "small", "recommended"),
     )
     backend: str = choice(
         "auto",
@@ -195,6 +196,28 @@ FINETUNE: dict[str, Any] = {
     "payoff_freeze_start_frac": 0.0,
 }
 
+# What docs/results.md recommends, by task, at the size that it was found at.
+RECOMMENDED: dict[str, dict[str, Any]] = {
+    "text": {
+        "schedules": "full_update,grow",
+        "lr": 3e-3,
+        "grow_until": "0.5,0.85",
+    },
+}
+
+
+def preset_flags(preset: str, task: str, small: bool) -> dict[str, Any]:
+    """The flags that a preset sets; `small`: where it goes by the machine, that of a CPU."""
+    if preset == "seed" or (preset == "auto" and not small):
+        return {}
+    if preset == "recommended" and not small:
+        return {"schedules": "full_update"}  # of that size nothing is known
+    flags = SMALL | (FINETUNE if task == "finetune" else {})
+    if preset == "recommended":
+        flags |= RECOMMENDED.get(task, {"schedules": "full_update"})
+    return flags
+
+
 _NEW = {"task", "random_like", "data", "schedules", "preset", "backend", "lr_decay", "interleave",
         "time_budget_ms", "accept_loss", "out", "json_out", "html", "n_heads", "pretrain_steps",
         "pretrain_lr", "pretrain_batch_size", "resume", "checkpoint_every", "allow_previous",
@@ -246,12 +269,8 @@ def resolve(given: dict[str, Any]) -> Config:
     Raises UserError for a flag out of range, and for flags that contradict each other.
     """
     device = resolve_device(given.get("device", "auto"))
-    preset = given.get("preset", "auto")
-    small = preset == "small" or (preset == "auto" and device.type != "cuda")
-    preset_flags = SMALL if small else {}
-    if small and given.get("task") == "finetune":
-        preset_flags = SMALL | FINETUNE
-    config = Config(**{**preset_flags, **given})
+    preset, task = given.get("preset", "auto"), given.get("task", "text")
+    config = Config(**{**preset_flags(preset, task, small=device.type != "cuda"), **given})
     try:
         check_numbers(config, option)
     except ValueError as error:

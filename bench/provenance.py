@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from bench.config import FINETUNE, SMALL, Config
+from bench.config import Config, preset_flags
 from blocksched.schedules.flags import option
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +29,7 @@ NO_PART_OF_A_RUN = {
 
 def command(config: Config) -> str:
     """The shell line that runs `config` again, whichever preset the machine then chooses."""
-    small = SMALL | (FINETUNE if config.task == "finetune" else {})
-    presets = {"seed": [{}], "small": [small], "auto": [{}, small]}[config.preset]
+    presets = [preset_flags(config.preset, config.task, small) for small in (False, True)]
     words = [*_launcher(), "bench/run.py"]
     for field in dataclasses.fields(Config):
         name, value = field.name, getattr(config, field.name)

@@ -17,7 +17,7 @@ from typing import Any
 from bench.config import Config, UserError, resolve_device
 from bench.expected import Expected
 from bench.live import Live
-from bench.provenance import code_sha256, system
+from bench.provenance import code_sha256, commit, system
 from bench.results import read
 from bench.run import TASKS
 from bench.runner import GROUP, measured_budget_ms, schedule_of
@@ -25,7 +25,7 @@ from bench.tasks.parts import Task
 from bench.train import Arm
 from bench.trials.arms import Cell, Study
 from bench.trials.files import keep, make
-from bench.trials.prices import Priced, PriceList, Prices
+from bench.trials.prices import Priced, PriceList, Prices, size_of
 from blocksched.ops import backend_of
 from blocksched.schedules import Plan
 from blocksched.schedules.flags import option
@@ -68,6 +68,8 @@ class Cells:
     def run(self) -> None:
         """Run what is missing. What has ended stays, however this ends."""
         missing = [cells for cells in self.rounds() if cells[0] not in self.done]
+        commit()  # the cells are to name the code that runs now
+        code_sha256()
         start = time.perf_counter()
         for i, cells in enumerate(missing, start=1):
             print(f"{_words(cells)} ({i} of {len(missing)})", flush=True)
@@ -92,7 +94,8 @@ class Cells:
             budget = (1 - 1e-9) * baseline.config.steps * full.step_ms(everything)
             self._check_prices(base.task, budget)
         else:
-            for model in models.values():  # compiles what steps run, before any clock starts
+            sizes = {size_of(model.config, model.fused): model for model in models.values()}
+            for model in sizes.values():  # compiles what steps run, before any clock starts
                 Expected(model.task, model.config, model.fused)
             budget = measured_budget_ms(baseline.task, baseline.config, baseline.fused)
         arms = {cell: self._arm(cell, models[cell], prices.get(cell), budget) for cell in cells}

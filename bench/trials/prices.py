@@ -26,7 +26,7 @@ from blocksched.schedules import Plan
 
 _ROUNDS = 8
 _STEPS = 12  # of each kind, for what measuring adds
-# What a step's time depends on; text and finetune train the same model.
+# Beside what it runs on; text and finetune train the same model.
 _SIZE = ("dmodel", "n_layers", "n_heads", "hidden_mult", "batch_size", "seq_len", "dtype", "device")
 
 
@@ -89,9 +89,7 @@ class PriceList:
 
     def of(self, task: Task, config: Config, fused: bool) -> Prices:
         """The prices of a cell's model."""
-        named = {name: getattr(config, name) for name in _SIZE}
-        kernels = "compile" if fused and config.backend == "compile" else fused
-        size = json.dumps(named | {"teacher": config.task == "teacher", "fused": kernels})
+        size = size_of(config, fused)
         if size not in self._known:
             self._known[size] = _measure(task, config, fused)
             keep(self._path, self._known)
@@ -103,6 +101,13 @@ class PriceList:
     def content(self) -> dict[str, Any]:
         """All of them, as the file has them."""
         return self._known
+
+
+def size_of(config: Config, fused: bool) -> str:
+    """What the time of a model's steps depends on."""
+    named = {name: getattr(config, name) for name in _SIZE}
+    kernels = "compile" if fused and config.backend == "compile" else fused
+    return json.dumps(named | {"teacher": config.task == "teacher", "fused": kernels})
 
 
 def _sound(plain: Any, n_blocks: int) -> bool:

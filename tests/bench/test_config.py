@@ -4,7 +4,16 @@ import dataclasses
 
 import pytest
 
-from bench.config import SMALL, Config, UserError, from_experiment, parser, resolve
+from bench.config import (
+    RECOMMENDED,
+    SMALL,
+    Config,
+    UserError,
+    from_experiment,
+    parser,
+    preset_flags,
+    resolve,
+)
 
 EXPERIMENT = {
     "device": "auto",
@@ -169,6 +178,22 @@ def test_small_is_the_cpu_default(line):
     assert config.val_batches >= 16
     assert (config.dmodel, config.n_layers, config.batch_size, config.seq_len) == (128, 8, 8, 128)
     assert "full_update#2" in config.names
+
+
+@pytest.mark.parametrize("task", ["text", "finetune", "teacher"])
+def test_preset_recommended_is_small_against_what_was_found(task):
+    found = dataclasses.asdict(resolve(given(f"--preset recommended --task {task} --device cpu")))
+    small = dataclasses.asdict(resolve(given(f"--preset small --task {task} --device cpu")))
+    changed = {key for key, value in found.items() if value != small[key]} - {"preset"}
+    told = RECOMMENDED.get(task, {"schedules": "full_update"})
+    assert changed <= set(told)
+    assert all(found[key] == value for key, value in told.items())
+    assert found["schedules"].split(",")[0] == "full_update"
+
+
+def test_of_a_size_that_was_not_tried_nothing_is_recommended():
+    flags = preset_flags("recommended", "text", small=False)
+    assert flags == {"schedules": "full_update"}
 
 
 def test_flags_on_the_line_beat_the_preset():

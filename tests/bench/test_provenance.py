@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from bench import provenance
 from bench.config import Config, UserError, parser, resolve
-from bench.provenance import NO_PART_OF_A_RUN, command, commit, cpu_name
+from bench.provenance import NO_PART_OF_A_RUN, command, commit, cpu_name, uncommitted
 from tests.bench.test_fuzz_flags import lines
 
 
@@ -96,7 +96,7 @@ def commit_of(tmp_path, monkeypatch):
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "a")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@b")
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "code.py"))
+    monkeypatch.setattr(provenance, "_ROOT", tmp_path)
     (tmp_path / "code.py").write_text("1")
     yield found
     commit.cache_clear()
@@ -117,6 +117,26 @@ def test_the_commit(commit_of, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     commit.cache_clear()
     assert commit() is None
+
+
+def test_what_is_not_committed(commit_of, tmp_path, monkeypatch):
+    study, code = tmp_path / "study.toml", tmp_path / "bench" / "deep" / "code.py"
+    code.parent.mkdir(parents=True)
+    for path in (study, code, code.with_suffix(".json")):
+        path.write_text("1")
+    assert uncommitted(study) is None  # git knows nothing of it
+    commit_of("init", "add code.py", "commit -m one")
+    assert uncommitted(study) == ["study.toml", "bench/deep/code.py"]
+    commit_of("add .", "commit -m two")
+    code.with_suffix(".json").write_text("2")  # no source
+    assert uncommitted(study) == []
+    code.write_text("2")
+    assert uncommitted(study) == ["bench/deep/code.py"]
+    (tmp_path / ".gitignore").write_text("*.toml")
+    commit_of("rm -q --cached study.toml", "commit -qam three")
+    assert uncommitted(study) == ["study.toml"]  # which is ignored
+    monkeypatch.setenv("PATH", "")
+    assert uncommitted(study) is None
 
 
 def test_the_cpu_has_a_name_or_none():
