@@ -1,6 +1,7 @@
 """Fine-tuning: a byte GPT that was pretrained on Python's own sources learns another text."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
@@ -60,13 +61,18 @@ def pretrained(
     corpus = python_sources(config.seq_len + 1)
     path = _path(config, device, corpus)
     if path.exists():
-        print(f"Pretrained weights: {path}")
+        _say_once(f"Pretrained weights: {path}")
         return _read(path)
     _require_writable(path.parent)
     made = _pretrain(config, device, corpus)
     _write(path, made)
     print(f"Kept for the next time: {path}\n")
     return _read(path)
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line)
 
 
 def _pretrain(config: Config, device: torch.device, corpus: Corpus) -> dict[str, Any]:

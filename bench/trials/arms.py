@@ -46,6 +46,7 @@ class Study:
         tasks: flags of each task, those of all tasks included.
         arms: by name.
         confirms: the files of the searches that this confirms; () for a search.
+        prices: a file of prices for the computed clock; what it lacks is measured.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Study:
     tasks: Mapping[str, Mapping[str, Any]]
     arms: Mapping[str, Arm]
     confirms: tuple[Path, ...]
+    prices: Path | None
 
     @property
     def name(self) -> str:

@@ -45,7 +45,7 @@ class Cells:
     def __init__(self, study: Study, folder: Path) -> None:
         self._study, self._folder = study, folder
         make(folder)
-        self.prices = PriceList(folder / "prices.json")
+        self.prices = PriceList(folder / "prices.json", study.prices)
         self.done: dict[Cell, dict[str, Any]] = {}
         for cells in self.rounds():
             path = self._path(cells)

@@ -7,6 +7,7 @@ baseline = "full_update"        # the arm that the others are compared with
 null = "again"                  # an arm that is the baseline once more
 margin = 0.01                   # relative differences of the loss below this do not matter
 confirms = ["search.toml"]      # the searches that chose these arms; none: this is a search
+prices = "prices.json"          # of the computed clock; what it lacks is measured
 
 [flags]                         # of bench/run.py, in snake_case
 preset = "small"
@@ -71,6 +72,7 @@ def _study(path: Path, table: Table, clock: str | None) -> Study:
         tasks[name].setdefault("task", name)
     arms = {name: _arm(name, content, tasks) for name, content in table.take_tables("arms")}
     said = table.take("clock", str, "time")
+    prices = table.take("prices", str)
     study = Study(
         path=path,
         question=table.take("question", str, ""),
@@ -83,6 +85,7 @@ def _study(path: Path, table: Table, clock: str | None) -> Study:
         tasks=tasks,
         arms=arms,
         confirms=tuple(path.parent / name for name in table.take_list("confirms", str)),
+        prices=None if prices is None else path.parent / prices,
     )
     table.done()
     return study

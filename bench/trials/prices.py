@@ -79,13 +79,14 @@ class Priced:
 
 
 class PriceList:
-    """The prices of a study's models, in a file of its folder; measured where they are missing."""
+    """The prices of a study's models: those given, and those measured, in a file of its folder."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, Any] = read(path) if path.exists() else {}
-        if not isinstance(self._known, dict):
-            raise UserError(f"{path} holds no prices: delete it")
+    def __init__(self, path: Path, given: Path | None = None) -> None:
+        self._path, self._given = path, given
+        self._known: dict[str, Any] = {}
+        for file in (path, given):
+            if file is not None and (file is given or file.exists()):
+                self._known |= _read(file)
 
     def of(self, task: Task, config: Config, fused: bool) -> Prices:
         """The prices of a cell's model."""
@@ -94,13 +95,23 @@ class PriceList:
             self._known[size] = _measure(task, config, fused)
             keep(self._path, self._known)
         if not _sound(self._known[size], config.n_layers):
-            raise UserError(f"{self._path} holds no prices of {size}: delete it")
+            raise UserError(f"{self._files()} holds no prices of {size}: delete it")
         return Prices(config.n_layers, self._known[size])
+
+    def _files(self) -> str:
+        return str(self._path) if self._given is None else f"{self._given} or {self._path}"
 
     @property
     def content(self) -> dict[str, Any]:
         """All of them, as the file has them."""
         return self._known
+
+
+def _read(path: Path) -> dict[str, Any]:
+    known = read(path)
+    if not isinstance(known, dict):
+        raise UserError(f"{path} holds no prices: delete it")
+    return known
 
 
 def size_of(config: Config, fused: bool) -> str:

@@ -17,6 +17,7 @@ from bench.tasks.text import TextTask
 from bench.train import Arm
 from bench.trials.cells import Cells
 from bench.trials.design import load
+from blocksched.schedules import Plan
 from tests.trials.tiny import FLAGS, TWO, N, price_ms, run, study_file, write_prices
 
 CPU = torch.device("cpu")
@@ -316,3 +317,13 @@ def test_prices_are_measured_once_for_a_study(made, monkeypatch):
     first = run(path)
     assert asked == [1]
     assert list(first.prices.content.values()) == [known]
+
+
+def test_a_study_may_name_its_prices(tmp_path, text_file, monkeypatch):
+    """The file lies beside it, and gives the same study wherever it runs."""
+    monkeypatch.setattr(prices, "_measure", lambda *_: pytest.fail("measured"))
+    path = study_file(tmp_path / "study", text_file, top='prices = "known.json"')
+    write_prices(path.parent, factor=2.0).rename(path.parent / "known.json")
+    for (_, arm, _), found in run(path).done.items():
+        ms = 2 * price_ms(Plan((2, 3) if arm == "top2" else (0, 1, 2, 3)))
+        assert found["mean_step_ms"] == pytest.approx(ms)

@@ -181,3 +181,23 @@ def test_a_damaged_file_is_refused(tmp_path):
             PriceList(path)
         assert str(path) in str(caught.value)
     assert json.loads(whole)
+
+
+def test_prices_that_are_given_are_not_measured(cell, measured, tmp_path):
+    """They go before those of the study's folder, which gets what they lack."""
+    given = write_prices(tmp_path, factor=2.0)
+    own = tmp_path / "own.json"
+    write(own, read(write_prices(tmp_path / "other")))
+    known = PriceList(own, given)
+    assert known.of(*cell()).step_ms(FULL) == pytest.approx(2 * price_ms(FULL))
+    assert measured == []
+    before = given.read_bytes()
+    known.of(*cell(batch_size=4))
+    assert measured == [4]
+    assert given.read_bytes() == before
+    assert len(read(own)) == 2
+
+
+def test_a_given_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        PriceList(tmp_path / "prices.json", tmp_path / "none.json")
