@@ -1,8 +1,9 @@
-"""grow: only some blocks run at first; the stack grows by copying trained blocks into new ones.
+"""grow: only some blocks run at first; the stack grows by copies of trained blocks, or by new ones.
 
 Depthwise stacking, G_stack of arXiv 2405.15319: a shallow model is trained first, and copies of its
 blocks begin the deeper one. Forward, backward and update of the blocks that do not run yet are
-saved.
+saved. A copy disturbs what was learnt; a block as it was built does not, if it was built to begin
+near the identity (arXiv 2305.02869 calls that function-preserving growth).
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ class GrowState:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grow:
-    """Run few blocks first and grow in stages, by copies of trained blocks, until all run.
+    """Run few blocks first and grow in stages, by copies or new blocks, until all run.
 
     Blocks that run all train, with stem and head. `then` sees the progress of the whole run.
 
@@ -89,8 +90,9 @@ class Grow:
     copy: str = choice(
         "stack",
         "where new blocks come from: stack = the blocks again, from the first, on top of "
-        "themselves, interleave = each block again, right above itself",
-        ("stack", "interleave"),
+        "themselves, interleave = each block again, right above itself, none = as they were built, "
+        "for blocks that begin near the identity, on top",
+        ("stack", "interleave", "none"),
     )
     then: Schedule[Any] = dataclasses.field(
         default=FullUpdate(), metadata={"help": "the schedule once all blocks run"}
@@ -207,13 +209,15 @@ class Grow:
 
     def slots(self, n_blocks: int, depth: int) -> tuple[int, ...]:
         """The blocks that run while `depth` of `n_blocks` do."""
-        if self.copy == "stack":
-            return tuple(range(depth))
-        return tuple(range(0, n_blocks, n_blocks // depth))
+        if self.copy == "interleave":
+            return tuple(range(0, n_blocks, n_blocks // depth))
+        return tuple(range(depth))
 
     def sources(self, n_blocks: int, depth: int, running: Sequence[int]) -> tuple[int, ...]:
         """For each of `running` the block it takes over, where `depth` blocks ran before; those
-        stay what they are."""
+        stay what they are. None if there are no copies."""
+        if self.copy == "none":
+            return ()
         apart = n_blocks // depth
         return tuple(b % depth if self.copy == "stack" else b - b % apart for b in running)
 

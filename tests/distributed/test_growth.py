@@ -14,7 +14,7 @@ from tests.distributed.test_fsdp import distance
 STEPS = 12
 SCHEDULES = {
     "clock": Grow(blocks=(1, 2), until=(0.25, 0.5)),
-    "loss": Grow(blocks=(1, 2), until=(0.7, 0.9), when="loss", window=2, gain=0.9),
+    "loss": Grow(blocks=(1, 2), until=(0.7, 0.9), copy="none", when="loss", window=2, gain=0.9),
     "then": Grow(
         blocks=(1,),
         until=(0.25,),

@@ -22,8 +22,9 @@ OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
 }
 COPIES = {
-    "stack": lambda blocks: [*blocks, *(copy.deepcopy(b) for b in blocks)],
-    "interleave": lambda blocks: [x for b in blocks for x in (b, copy.deepcopy(b))],
+    "stack": lambda blocks, _: [*blocks, *(copy.deepcopy(b) for b in blocks)],
+    "interleave": lambda blocks, _: [x for b in blocks for x in (b, copy.deepcopy(b))],
+    "none": lambda blocks, built: [*blocks, *built[len(blocks) : 2 * len(blocks)]],
 }
 
 
@@ -37,14 +38,14 @@ class ByHand:
     def __init__(self, model, kind, make):
         self.kind, self.make = kind, make
         self.model = copy.deepcopy(model)
-        chosen = (0, 1) if kind == "stack" else (0, 4)
-        self.model.blocks = nn.ModuleList(self.model.blocks[i] for i in chosen)
+        self.built = list(self.model.blocks)
+        self.model.blocks = nn.ModuleList(self.built[i] for i in slots(kind, 2))
         self.optimizer = make(self.model.parameters())
 
     def grow(self):
         old = list(self.model.blocks)
-        self.model.blocks = nn.ModuleList(COPIES[self.kind](old))
-        others = old if self.kind == "stack" else [b for b in old for _ in range(2)]
+        self.model.blocks = nn.ModuleList(COPIES[self.kind](old, self.built))
+        others = [b for b in old for _ in range(2)] if self.kind == "interleave" else old
         origins = {
             p: q
             for new, block in zip(self.model.blocks, itertools.cycle(others), strict=False)
@@ -52,7 +53,9 @@ class ByHand:
         }
         before, self.optimizer = self.optimizer, self.make(self.model.parameters())
         for p in self.model.parameters():
-            self.optimizer.state[p] = copy.deepcopy(before.state[origins.get(p, p)])
+            origin = p if self.kind == "none" else origins.get(p, p)
+            if origin in before.state:
+                self.optimizer.state[p] = copy.deepcopy(before.state[origin])
 
     def train(self, step, autocast):
         loss = backward(self.model, step, autocast)
@@ -69,7 +72,7 @@ def backward(model, step, autocast=False):
 
 
 def slots(kind, depth):
-    return list(range(depth)) if kind == "stack" else list(range(0, N, N // depth))
+    return list(range(0, N, N // depth)) if kind == "interleave" else list(range(depth))
 
 
 def states(optimizer, module):
@@ -160,6 +163,7 @@ THEN = Grow(blocks=(1, 2), until=(0.1, 0.3), then=DYNAMIC)
 SCHEDULES = {
     "clock": Grow(blocks=(1, 2), until=(0.2, 0.5)),
     "interleave": Grow(blocks=(1, 2), until=(0.2, 0.5), copy="interleave"),
+    "none": Grow(blocks=(1, 2), until=(0.2, 0.5), copy="none"),
     "loss": BY_LOSS,
     "then": THEN,
     "loss, then": Grow(blocks=(2,), until=(0.4,), when="loss", window=2, gain=0.9, then=DYNAMIC),

@@ -22,6 +22,7 @@ SLOTS = {(3, "stack"): (0,), (3, "interleave"): (0,), (4, "stack"): (0, 1)}
 SLOTS[4, "interleave"] = (0, 2)
 SOURCES = {(3, "stack"): (0,) * 3, (3, "interleave"): (0,) * 3, (4, "stack"): (0, 1, 0, 1)}
 SOURCES[4, "interleave"] = (0, 0, 2, 2)
+SLOTS |= {(n, "none"): SLOTS[n, "stack"] for n in (3, 4)}
 STEPS = 6
 
 
@@ -62,9 +63,12 @@ def grown(case, small, optimizer, kind):
         for i, block in enumerate(blocks):
             of_block = {id(own): key for key, own in block.named_parameters()}
             if id(p) in of_block:
-                n = len(blocks)
-                source = old[SLOTS[n, kind].index(SOURCES[n, kind][i])]
-                q = source.get_parameter(of_block[id(p)])
+                slots, n = SLOTS[len(blocks), kind], len(blocks)
+                if kind == "none" and i not in slots:
+                    q = p  # as it was built
+                else:
+                    source = old[slots.index(i if kind == "none" else SOURCES[n, kind][i])]
+                    q = source.get_parameter(of_block[id(p)])
         with torch.no_grad():
             p.copy_(q)
         if q in optimizer.state:
@@ -80,7 +84,7 @@ def train(case, model, optimizer, step):
     return loss
 
 
-@pytest.mark.parametrize("kind", ["stack", "interleave"])
+@pytest.mark.parametrize("kind", ["stack", "interleave", "none"])
 @pytest.mark.parametrize("name", [name for name in CASES if name not in {*UNLIKE, *OTHERS}])
 def test_growth_by_hand(name, kind):
     case = CASES[name]

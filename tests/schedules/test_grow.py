@@ -23,6 +23,7 @@ CASES = {
     "loss, windows of 2": {"until": (0.7, 0.8), "when": "loss", "window": 2, "gain": 0.25},
     "loss, in the middle of one": {"until": (0.1, 0.9), "when": "loss", "window": 2},
     "interleaved": {"copy": "interleave", "until": (0.4, 1.0), "when": "loss", "window": 1},
+    "new blocks": {"copy": "none", "until": (0.3, 0.6), "when": "loss", "window": 1},
     "frozen after": {"until": (0.1, 0.4), "then": StaticSuffix(active=1)},
 }  # fmt: skip
 STEPS = 6
@@ -50,7 +51,7 @@ def oracle_depth(s, depths, n, step, story):
 
 def oracle_running(s, n, depth):
     apart = n // depth
-    return [i for i in range(n) if (i < depth if s.copy == "stack" else i % apart == 0)]
+    return [i for i in range(n) if (i % apart == 0 if s.copy == "interleave" else i < depth)]
 
 
 def oracle_source(s, n, depth, block):
@@ -75,7 +76,7 @@ def walk(s, depths, n, state, lazy, pending, story):
     else:
         assert plan.running == plan.active == tuple(oracle_running(s, n, depth)), story
         assert (plan.phase, plan.freezing, plan.stem_trains) == ("grow", False, True)
-    if depth != before:
+    if depth != before and s.copy != "none":
         all_now = range(n) if plan.running is None else plan.running
         assert plan.sources == tuple(oracle_source(s, n, before, b) for b in all_now), story
     else:
@@ -230,7 +231,7 @@ def test_what_it_asks_for_is_also_what_the_schedule_after_it_asks_for():
         ({"blocks": (2, 8)}, 8, r"below 8, the depth of the model, got \(2, 8\)"),
         ({"blocks": (2, 3), "copy": "interleave"}, 6, "got 2 before 3: take one of 1, or copy"),
         ({"blocks": (4,), "copy": "interleave"}, 6, "got 4 before 6: take one of 1, 2, 3, or"),
-        ({"copy": "mirror"}, 8, "copy must be one of stack, interleave, got 'mirror'"),
+        ({"copy": "mirror"}, 8, "copy must be one of stack, interleave, none, got 'mirror'"),
         ({"when": "later"}, 8, "when must be one of clock, loss"),
         ({"window": 0}, 8, "window must be >= 1"),
         ({"gain": 1.0}, 8, "gain must be >= 0 and < 1"),
