@@ -215,7 +215,7 @@ class Grow:
 
     def sources(self, n_blocks: int, depth: int, running: Sequence[int]) -> tuple[int, ...]:
         """For each of `running` the block it takes over, where `depth` blocks ran before; those
-        stay what they are. None if there are no copies."""
+        stay what they are. () where none are copied."""
         if self.copy == "none":
             return ()
         apart = n_blocks // depth
