@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import distributed
 
-from bench.config import Config, preset_flags
+from bench.config import Config
+from bench.presets import preset_flags
 from blocksched.schedules.flags import option
 
 _ROOT = Path(__file__).resolve().parents[1]

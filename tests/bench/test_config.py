@@ -5,15 +5,13 @@ import dataclasses
 import pytest
 
 from bench.config import (
-    RECOMMENDED,
-    SMALL,
     Config,
     UserError,
     from_experiment,
     parser,
-    preset_flags,
     resolve,
 )
+from bench.presets import RECOMMENDED, SMALL, preset_flags
 
 EXPERIMENT = {
     "device": "auto",

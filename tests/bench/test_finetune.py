@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import bench.tasks.finetune as finetune
-from bench.config import FINETUNE, SMALL, Config, UserError, resolve
+from bench.config import Config, UserError, resolve
+from bench.presets import FINETUNE, SMALL
 from bench.run import main
 from bench.tasks.corpus import Corpus
 
