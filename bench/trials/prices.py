@@ -83,10 +83,9 @@ class PriceList:
 
     def __init__(self, path: Path, given: Path | None = None) -> None:
         self._path, self._given = path, given
-        self._known: dict[str, Any] = {}
-        for file in (path, given):
-            if file is not None and (file is given or file.exists()):
-                self._known |= _read(file)
+        self._known = _read(path) if path.exists() else {}
+        if given is not None:
+            self._known |= _read(given)
 
     def of(self, task: Task, config: Config, fused: bool) -> Prices:
         """The prices of a cell's model."""

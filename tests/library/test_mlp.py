@@ -126,8 +126,8 @@ def summary(off, sizes):
 def check(function, draws, dtype, device="cpu", eps=EPS):
     """At most twice eager torch's own error in this dtype, and an eps.
 
-    In float64 that of the same sums in eager torch: there MKL's addmm errs twice as much as its
-    product and a sum on some CPUs, and by as much in the tail of a long sum.
+    In float64 that of the same sums in eager torch: on some CPUs MKL's addmm errs there up to twice
+    as much as its product and a sum, and the largest error of a long sum depends on its layout.
     """
     eager = summed_ref if dtype == F64 else mlp_ref
     got, own = errors([function, eager], draws, dtype, device, eps)

@@ -22,7 +22,8 @@ SLOTS = {(3, "stack"): (0,), (3, "interleave"): (0,), (4, "stack"): (0, 1)}
 SLOTS[4, "interleave"] = (0, 2)
 SOURCES = {(3, "stack"): (0,) * 3, (3, "interleave"): (0,) * 3, (4, "stack"): (0, 1, 0, 1)}
 SOURCES[4, "interleave"] = (0, 0, 2, 2)
-SLOTS |= {(n, "none"): SLOTS[n, "stack"] for n in (3, 4)}
+for n in (3, 4):
+    SLOTS[n, "none"], SOURCES[n, "none"] = SLOTS[n, "stack"], range(n)
 STEPS = 6
 
 
@@ -63,12 +64,10 @@ def grown(case, small, optimizer, kind):
         for i, block in enumerate(blocks):
             of_block = {id(own): key for key, own in block.named_parameters()}
             if id(p) in of_block:
-                slots, n = SLOTS[len(blocks), kind], len(blocks)
-                if kind == "none" and i not in slots:
-                    q = p  # as it was built
-                else:
-                    source = old[slots.index(i if kind == "none" else SOURCES[n, kind][i])]
-                    q = source.get_parameter(of_block[id(p)])
+                slots, source = SLOTS[len(blocks), kind], SOURCES[len(blocks), kind][i]
+                q = p  # as it was built
+                if source in slots:
+                    q = old[slots.index(source)].get_parameter(of_block[id(p)])
         with torch.no_grad():
             p.copy_(q)
         if q in optimizer.state:
